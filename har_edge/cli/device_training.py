@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from har_edge.cli.training_inputs import TrainingInputs
     from har_edge.cli.version_offer import LiveWatch
     from har_edge.learning.data.datasets import Dataset
+    from har_edge.learning.known_run import KnownRun
     from har_edge.learning.preparation import TrainableModel
     from har_edge.learning.quantization.tensor_ranges import TensorRanges
     from har_edge.learning.server.checkpoints import Checkpoint
     from har_edge.learning.server.held_out import EvaluationThread, HeldOutSamples
     from har_edge.learning.server.server import TrainingServer
-    from har_edge.learning.server.service import KnownRun
     from har_edge.learning.server.settings import ServerSettings
     from har_edge.learning.updates.vectors import Vector
     from har_edge.mqtt.bus import PollableBus
@@ -216,8 +216,8 @@ def open_server(
     from msgspec import structs
 
     from har_edge.config.pipeline import BrokerConfig
+    from har_edge.learning.known_run import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.learning.server.server import TrainingServer
-    from har_edge.learning.server.service import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.mqtt.bus import Session
     from har_edge.mqtt.measure.link_benchmark import benchmark_link
     from har_edge.protocol.training import MAX_ROUND_BYTES
@@ -319,8 +319,9 @@ def follow(
     `before` is what an earlier server of this run left.
     """
     from har_edge.cli.int8_result import measure_ranges
+    from har_edge.learning.known_run import files_of
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.server.service import TrainingService, files_of, run_training
+    from har_edge.learning.server.service import TrainingService, run_training
     from har_edge.protocol.topics import TrainingTopics
 
     settings, job = server.settings, server.settings.job

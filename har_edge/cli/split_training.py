@@ -25,9 +25,9 @@ from har_edge.units import duration, plural, speed
 if TYPE_CHECKING:
     from har_edge.cli.training_inputs import TrainingInputs
     from har_edge.learning.data.datasets import Dataset
+    from har_edge.learning.known_run import KnownRun
     from har_edge.learning.preparation import TrainableModel
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.server.service import KnownRun
     from har_edge.learning.split.server import SplitServer
     from har_edge.learning.split.server_settings import SplitPlanner, SplitSettings
     from har_edge.learning.split.state import WholeState
@@ -217,8 +217,8 @@ def open_server(
     from msgspec import structs
 
     from har_edge.config.pipeline import BrokerConfig
+    from har_edge.learning.known_run import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.learning.published_files import PublishedFiles
-    from har_edge.learning.server.service import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.learning.split.files import ModelStages
     from har_edge.learning.split.server import SplitServer
     from har_edge.mqtt.bus import Session
@@ -317,7 +317,7 @@ def follow(parts: _Run, bus: PollableBus, server: SplitServer, files: PublishedF
         )
         stored = files.read
         files.read = lambda sha256: service.content(sha256) or stored(sha256)
-        run_split_training(service, server, stop)
+        run_split_training(service, stop)
 
 
 def store_record(args: argparse.Namespace, server: SplitServer) -> None:
@@ -335,7 +335,7 @@ def store_record(args: argparse.Namespace, server: SplitServer) -> None:
 def write_results(parts: _Run, server: SplitServer, stop: Stop) -> int:
     """Write what there is and say so; return the exit code."""
     from har_edge.cli.deploy_trained import deploy
-    from har_edge.cli.reports.training_files import store_trained
+    from har_edge.cli.reports.training_files import say_unfinished, store_trained
     from har_edge.protocol.training import RunState
     from har_edge.tflite.gradient.weights import replace_weights
     from har_edge.tflite.model import read_model
@@ -343,8 +343,7 @@ def write_results(parts: _Run, server: SplitServer, stop: Stop) -> int:
     args, run, record = parts.args, server.settings.job.run, server.record
     finished, step = server.state is RunState.FINISHED, server.whole.step
     if not finished:
-        kept = checkpoint_path(args, run)
-        say(f"not finished: {server.problem}" + (f"; the same command goes on from {kept}" if kept.exists() else ""))
+        say_unfinished(server.problem, checkpoint_path(args, run))
     content = b""
     if step:
         content = bytes(replace_weights(parts.trainable.model, server.whole.weights))

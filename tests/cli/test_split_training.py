@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from har_edge.cli.main import main
+from har_edge.cli.reports.training_files import say_unfinished
 from har_edge.cluster.processes import Running
 from har_edge.learning.data.dataset_files import ReadOptions, read_data
 from har_edge.learning.data.datasets import Dataset
@@ -110,3 +111,10 @@ def test_options_of_data_parallel_training_are_refused(tmp_path: Path, capsys: p
     words = ["train", "--on-devices", "--split", "--model", "lenet5", "--data", str(tmp_path), "--out", str(tmp_path)]
     assert main([*words, "--own-data", "--mode", "sync"]) == 2
     assert "--split came with --own-data, --mode, which" in capsys.readouterr().err
+
+
+def test_the_words_of_a_node_that_ended_a_run_do_not_reach_the_terminal_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_unfinished("b: no\x1b[31m", tmp_path / "r.checkpoint")
+    assert capsys.readouterr().out.strip() == "not finished: b: no\\x1b[31m"

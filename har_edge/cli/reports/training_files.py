@@ -32,9 +32,7 @@ def write_results(args: argparse.Namespace, server: TrainingServer, inputs: Trai
     run, record, finished = server.settings.job.run, server.record, server.state is RunState.FINISHED
     said = server.progress(time.time())
     if not finished:
-        kept = args.out / f"{run}.checkpoint"
-        goes_on = f"; the same command goes on from {kept}" if kept.exists() else ""
-        say(f"not finished: {escape(server.problem)}{goes_on}")
+        say_unfinished(server.problem, args.out / f"{run}.checkpoint")
     if record.rounds:
         content = trained_content(server, inputs)
         store_trained(args, content, f"{run}.tflite", "float32", inputs)
@@ -59,6 +57,12 @@ def write_results(args: argparse.Namespace, server: TrainingServer, inputs: Trai
     if finished:
         return 0
     return 128 + stop.signal if stop.asked else EXIT_INCOMPLETE
+
+
+def say_unfinished(problem: str, kept: Path) -> None:
+    """Say why a run ended early, which may be in the words of a node, and how it goes on."""
+    goes_on = f"; the same command goes on from {kept}" if kept.exists() else ""
+    say(f"not finished: {escape(problem)}{goes_on}")
 
 
 def trained_content(server: TrainingServer, inputs: TrainingInputs) -> bytes:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from har_edge.errors import ConfigError
+from har_edge.learning import run_service
+from har_edge.learning.known_run import KnownRun, look_for_run, refuse_second
 from har_edge.learning.published_files import PublishedFiles
-from har_edge.learning.server import service as service_module
 from har_edge.learning.server.checkpoints import Checkpoint
 from har_edge.learning.server.held_out import EvaluationThread
-from har_edge.learning.server.service import KnownRun, TrainingService, look_for_run, refuse_second, run_training
+from har_edge.learning.server.service import TrainingService, run_training
 from har_edge.mqtt.bus import Session
 from har_edge.protocol.events import TrainingEvent, decode
 from har_edge.protocol.topics import TrainingTopics
@@ -44,7 +45,7 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path: Path, monkeypatc
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(service_module, "store_checkpoint", full)
+    monkeypatch.setattr(run_service, "store_checkpoint", full)
     fleet, lines, shown = make_fleet(epochs=2, checkpoint_s=0.0), list[str](), list[TrainingProgress]()
     seen = fleet.broker.connect(Session("seen"))
     seen.subscribe([TOPICS.training("r", "checkpoint")])

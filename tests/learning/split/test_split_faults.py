@@ -230,7 +230,7 @@ def test_words_of_a_node_do_not_reach_the_terminal_as_they_are(monkeypatch: pyte
     bus = SimpleNamespace(subscribe=lambda filters: None, poll=lambda timeout_s: [], connected=False)
     files = SimpleNamespace(pump=lambda bus: None)
     said = list[str]()
-    for name in ("_take_scores", "_announce"):
+    for name in ("_evaluate", "_announce"):
         monkeypatch.setattr(SplitService, name, lambda self, *now: None)
     arguments = (bus, server, files, None, (), Path("checkpoint"), said.append, None)
     SplitService(*arguments).step()  # type: ignore[arg-type]
