@@ -18,6 +18,7 @@ from har_edge.mqtt.bus import Session
 PACKAGE = Path(har_edge.__file__).parent
 # Each is smaller than the next: (smaller, larger, what would go wrong).
 ORDERS = [
+    (timing.STUCK_RUN_S, timing.FLOW_PATIENCE_S, "the coordinator guesses before the node has said what hangs"),
     (2 * timing.HEARTBEAT_S, timing.NODE_LOST_S, "one late heartbeat makes a living node lost"),
     (2 * timing.HEARTBEAT_S, timing.SILENT_S, "one late heartbeat makes status call a node dead"),
     (2 * timing.HEARTBEAT_S, timing.NAME_LISTEN_S, "two nodes of one name do not hear each other"),

@@ -13,8 +13,9 @@ from har_edge.protocol.deployment import Deployment, Generation
 from har_edge.protocol.status import StagePhase
 
 _log = logging.getLogger(__name__)
-# How long a node on which a stage failed gets none, if there are others.
-BAN_S = 60.0
+# How long a node on which a stage failed gets none, if there are others: at first, then twice as long each time, and at
+# most. After FORGIVEN_S without one, it begins anew.
+BAN_S, MOST_BAN_S, FORGIVEN_S = 60.0, 960.0, 1800.0
 
 
 class CandidatePool:
@@ -34,15 +35,23 @@ class CandidatePool:
         self._membership, self._costs_of = membership, costs_of
         self._speeds, self._queues = SpeedEstimator(), BacklogMonitor()
         self._banned: dict[str, float] = {}
+        self._bans: dict[str, tuple[int, float]] = {}  # how often in a row, and when the last one ends
 
     @property
     def failing(self) -> Collection[str]:
         """The nodes on which a stage failed lately."""
         return self._banned.keys()
 
-    def ban(self, node: str, now: float) -> None:
-        """Give a node nothing for a while."""
-        self._banned[node] = now + BAN_S
+    def ban(self, node: str, now: float) -> float:
+        """Give a node nothing for a while; return for how many seconds. A ban that goes on is not made longer."""
+        if node in self._banned:
+            return self._banned[node] - now
+        count, ended = self._bans.get(node, (0, now))
+        count = 0 if now > ended + FORGIVEN_S else count
+        ban_s: float = min(MOST_BAN_S, BAN_S * 2.0**count)
+        self._bans = {name: one for name, one in self._bans.items() if now <= one[1] + FORGIVEN_S}
+        self._banned[node], self._bans[node] = now + ban_s, (min(count + 1, 16), now + ban_s)
+        return ban_s
 
     def update(self, deployment: Deployment, now: float) -> None:
         """Ban the nodes on which a stage has failed; take back those whose time is over."""
@@ -51,7 +60,7 @@ class CandidatePool:
                 for node in (placement.node, *placement.standby):
                     report = self._membership.report(generation.epoch, placement, node)
                     if report is not None and report.phase is StagePhase.FAILED:
-                        self._banned.setdefault(node, now + BAN_S)
+                        self.ban(node, now)
         self._banned = {name: until for name, until in self._banned.items() if now < until}
 
     def candidates(self) -> list[Candidate]:

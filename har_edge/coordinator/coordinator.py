@@ -7,6 +7,7 @@ stands in the plan that it retains; slow work is asked for with a PlanRequest an
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import msgspec
 
@@ -15,6 +16,7 @@ from har_edge.coordinator.candidates import CandidatePool
 from har_edge.coordinator.config import CoordinatorConfig, arrangement_of, hashes_of, names_of, promise_of
 from har_edge.coordinator.failover import Reassigner
 from har_edge.coordinator.flow_assigner import FlowAssigner
+from har_edge.coordinator.liveness import FlowLiveness
 from har_edge.coordinator.membership import (
     BLIND_S,
     PAUSE_S,
@@ -25,7 +27,7 @@ from har_edge.coordinator.membership import (
 )
 from har_edge.coordinator.model_replacement import HEARS_OF_MODELS
 from har_edge.coordinator.plan_store import PlanStore
-from har_edge.coordinator.readiness import ReadinessProbe
+from har_edge.coordinator.readiness import PATIENCE, ReadinessProbe
 from har_edge.coordinator.recovery import recover
 from har_edge.coordinator.replan import SLICES, PlanRequest, PlanResponse, Replan
 from har_edge.coordinator.rollout import Rollout, Step, StepOutcome, StepResult, is_running, unready
@@ -33,7 +35,7 @@ from har_edge.coordinator.session_gc import SessionCollector
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.planner.relocation import Key
-from har_edge.protocol.deployment import Deployment, session_name
+from har_edge.protocol.deployment import Deployment, Generation, session_name
 from har_edge.protocol.events import (
     Event,
     HeaderEvent,
@@ -69,7 +71,7 @@ class Coordinator:
         self.lines: list[str] = []
         self.requests: list[PlanRequest] = []
         self.ended: list[tuple[str, str]] = []
-        self.moved = self.switched = self.withdrawn = self.rejected = 0
+        self.moved = self.switched = self.withdrawn = self.rejected = self.stood = 0
         self._setup = setup
         self._store = PlanStore(setup.topics, setup.author, setup.started, setup.first_epoch - 1)
         self._publisher = ArtifactPublisher(
@@ -80,10 +82,11 @@ class Coordinator:
         self._flows = FlowAssigner(self.membership, setup.config.task, setup.local_brokers)
         self._collector = SessionCollector()
         self._readiness = ReadinessProbe(setup.author, setup.probe)
+        self._liveness = FlowLiveness(self.membership, setup.config.task)
         self._replan = Replan(setup.spec, setup.margin, setup.settle_s)
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
-        self._trouble = self._waiting = self._disagreement = ""
+        self._trouble = self._waiting = self._disagreement = self._standing = ""
         self._connected = False
         # While another model is about to take the place of this one, no plan is made; `remark` is for the status.
         self.held, self.remark, self.hears_of_models = False, "", False
@@ -120,7 +123,8 @@ class Coordinator:
             return self.remark or self._trouble or self._waiting or "nothing is deployed yet"
         step = "" if self.rollout.step is Step.IDLE else f"rollout: {self.rollout.step.value}"
         parts = [arrangement_of(current), unready(self.membership, current), step]
-        parts += [self._waiting, self._trouble, self.remark]
+        kept_out = f"no stage for {', '.join(sorted(self._pool.failing))} for a while" if self._pool.failing else ""
+        parts += [self._waiting, self._standing, kept_out, self._trouble, self.remark]
         return f"epoch {current.epoch}: {'; '.join(filter(None, parts))}"
 
     @property
@@ -137,6 +141,8 @@ class Coordinator:
             "rollouts": self.switched,
             "withdrawn": self.withdrawn,
             "rejected": self.rejected,
+            "stood_still": self.stood,
+            "kept_out": len(self._pool.failing),
             HEARS_OF_MODELS: int(self.hears_of_models),
         }
 
@@ -148,6 +154,7 @@ class Coordinator:
         self._publisher.note_unsent(unsent)
         self._connected = connected
         if not connected:
+            self._liveness.restart(now + RECONNECT_GRACE_S)
             self.membership.discard_pending_wills()
             self.membership.extend_deadlines(now + RECONNECT_GRACE_S)
             return
@@ -158,6 +165,7 @@ class Coordinator:
             self._publisher.forget_broker()
             self._store.republish()
             self._readiness.current.invalidate(now)
+            self._liveness.restart(now + RECONNECT_GRACE_S)
             self.membership.discard_pending_wills()
             self.membership.extend_deadlines(now + RECONNECT_GRACE_S)
 
@@ -176,8 +184,10 @@ class Coordinator:
         pause_s = now - self._ticked
         if pause_s > BLIND_S:
             self.membership.extend_deadlines(now + NODE_LOST_S)
+            self._liveness.restart(now + NODE_LOST_S)
         elif pause_s > PAUSE_S:
             self.membership.shift_deadlines(pause_s)
+            self._liveness.note_pause(pause_s, now)
         self._ticked = now
         if now < self._read_at:
             return []
@@ -224,7 +234,7 @@ class Coordinator:
         assert response.forecast is not None
         generation = response.generation(self._store.next_epoch())
         self._reassigner.stage_costs[generation.epoch] = tuple(response.stage_costs.get(0, ()))
-        self._replan.started(response.placements)
+        self._replan.started(generation.manifest, response.placements)
         arrangement, promise = arrangement_of(generation), promise_of(response.forecast)
         self._say(f"epoch {generation.epoch}: {arrangement}; predicted: {promise}; because: {decision.text}")
         self.rollout.enter(Step.LOADING, now, generation)
@@ -315,8 +325,9 @@ class Coordinator:
     def _reassign_stages(self, now: float) -> None:
         """Give every stage that sensors need a node that lives."""
         self._pool.update(self._store.deployed, now)
+        standing = self._find_standing(now)
         mended, reassignments = self._reassigner.reassign(
-            self._store.deployed, self._pool.candidates(), self._pool.failing, now
+            self._store.deployed, self._pool.candidates(), self._pool.failing, now, standing
         )
         if mended == self._store.deployed:
             return
@@ -327,26 +338,51 @@ class Coordinator:
         if reassignments:
             self._readiness.current.invalidate(now)
 
+    def _find_standing(self, now: float) -> Mapping[Key, str]:
+        """Return the stage that keeps windows from going through, and why it moves; keep its node out for a while."""
+        current, series = self._store.deployed.current, self._readiness.current
+        running = current is not None and is_running(self.membership, current)
+        found = self._liveness.look(current, running, series, now) if self._connected else None
+        if self._liveness.is_quiet(series, now):
+            series.hasten()
+        if current is not None and series.is_ready(current.epoch):
+            self._standing = ""
+        if found is None:
+            return {}
+        self.stood += 1
+        epoch, stage, _ = found.key
+        if all(member.name == found.node for member in self.membership.live()):
+            self._standing = f"stage {stage} stands still, and there is no other node: {found.reason}"
+            self._say(f"epoch {epoch}: {self._standing}")
+            return {}
+        ban_s = self._pool.ban(found.node, now)
+        self._standing = f"stage {stage} stood still: {found.reason}; {found.node} gets no stage for {ban_s:.0f} s"
+        self._say(f"epoch {epoch}: {self._standing}")
+        return {found.key: f"it stood still on {found.node}"}
+
     def _assign_flows(self, now: float) -> None:
         """Give every flow a broker: no other cuts, no other nodes, so nothing to settle down after."""
         before, note = self._store.deployed, self._flows.note
         assigned, lines = self._flows.assign(before, now)
         if assigned != before:
             self._store.change(assigned)
+            self._liveness.restart(now)
         for line in [*lines, *([self._flows.note] if self._flows.note != note else [])]:
             self._say(line)
 
     def _roll(self, now: float) -> None:
         """Look whether the step of the rollout is done."""
         step, rollout = self.rollout.step, self.rollout
+        self._liveness.watch_trial(rollout.generation if step in (Step.PREPARING, Step.PROBING) else None, now)
         if step is Step.LOADING:
             self._loaded(now)
         elif step is Step.PREPARING:
             self._judge(rollout.prepared(self.membership, now), Step.PROBING, now)
         elif step is Step.PROBING:
             assert rollout.generation is not None
-            answered = self._readiness.candidate.is_ready(rollout.generation.epoch)
-            self._judge(rollout.probed(self.membership, answered, now), Step.DRAINING, now)
+            series = self._readiness.candidate
+            answered, patience_s = series.is_ready(rollout.generation.epoch), PATIENCE * series.expected_s
+            self._judge(rollout.probed(self.membership, answered, now, patience_s), Step.DRAINING, now)
         elif step is Step.DRAINING:
             self._judge(rollout.drained(self._store.deployed, self.membership, now), Step.IDLE, now)
 
@@ -393,14 +429,34 @@ class Coordinator:
         generation = self.rollout.generation
         assert generation is not None
         kept = tuple(one for one in self._store.deployed.generations if one.epoch != generation.epoch)
+        banned = {result.node} if result.node else set[str]()
+        if self.rollout.step is Step.PROBING and not result.node:
+            banned = self._blame_trial(generation, now)
         self._change(msgspec.structs.replace(self._store.deployed, generations=kept), now)
-        if result.node:
-            self._pool.ban(result.node, now)
+        for name in banned:
+            self._pool.ban(name, now)
         self.withdrawn += 1
         wait_s = self._replan.failed(now)
         self.rollout.enter(Step.IDLE, now)
         self._trouble = f"epoch {generation.epoch} was withdrawn: {result.text}"
-        self._say(f"{self._trouble}; trying again in {wait_s:.0f} s" + (result.node and f", without {result.node}"))
+        without = f", without {', '.join(sorted(banned))}" if banned else ""
+        self._say(f"{self._trouble}; trying again in {wait_s:.0f} s{without}")
+
+    def _blame_trial(self, generation: Generation, now: float) -> set[str]:
+        """Return the nodes that a failed trial counts against: the one where a stage stood still, else those new in it.
+
+        If none is new, the cuts are to blame, and are not tried again for a while.
+        """
+        found = self._liveness.blame_trial(self._readiness.candidate, self.rollout.since, now)
+        if found is not None:
+            self._say(f"epoch {generation.epoch}: stage {found.key[1]} stood still: {found.reason}")
+            return {found.node}
+        current = self._store.deployed.current
+        names = names_in(generation.placements)
+        new = names - names_in(current.placements) if current is not None else set[str]()
+        if not new:
+            self._replan.refuse(now)
+        return new
 
     def _consider(self, now: float) -> None:
         """Ask for a plan when there may be a better one."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import msgspec
 
@@ -51,19 +52,25 @@ class Reassigner:
     _leaving: dict[str, float] = field(default_factory=dict)
 
     def reassign(
-        self, deployment: Deployment, candidates: Sequence[Candidate], failing: Collection[str], now: float
+        self,
+        deployment: Deployment,
+        candidates: Sequence[Candidate],
+        failing: Collection[str],
+        now: float,
+        standing: Mapping[Key, str] = MappingProxyType({}),
     ) -> tuple[Deployment, list[Reassignment]]:
         """Return the deployment with a living node for every stage that sensors may need, and what moved.
 
         Generations that are being prepared are left alone: a rollout that cannot finish is withdrawn. Nodes in
-        `failing` keep a stage that failed on them only when there is no other node.
+        `failing` keep a stage that failed on them only when there is no other node; so do those with a stage that is
+        `standing` still, with the reason.
         """
         self._leaving = {
             name: self._leaving.get(name, now)
             for name, member in self.membership.members.items()
             if member.health is Health.LEAVING
         }
-        reasons = self._orphans(deployment, candidates, failing)
+        reasons = self._orphans(deployment, candidates, failing, standing)
         leaving = {
             (generation.epoch, *placement.key)
             for generation in _needed(deployment)
@@ -97,7 +104,11 @@ class Reassigner:
         return tuple(StageCost(seconds, 0) for seconds in predicted)
 
     def _orphans(
-        self, deployment: Deployment, candidates: Sequence[Candidate], failing: Collection[str]
+        self,
+        deployment: Deployment,
+        candidates: Sequence[Candidate],
+        failing: Collection[str],
+        standing: Mapping[Key, str],
     ) -> Mapping[Key, str]:
         """Return the stages that nobody runs, and why."""
         found: dict[Key, str] = {}
@@ -110,6 +121,8 @@ class Reassigner:
                     found[key] = f"{placement.node} is {health.value}"
                 elif report is not None and report.phase is StagePhase.FAILED and others:
                     found[key] = f"it failed on {placement.node}: {report.detail or 'no reason given'}"
+                elif key in standing and others:
+                    found[key] = standing[key]
         return found
 
     def _loads(self, deployment: Deployment, orphans: Collection[Key], nodes: Collection[str]) -> list[StageLoad]:

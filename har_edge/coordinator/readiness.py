@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median_low
 
 import msgspec
 
@@ -18,21 +19,49 @@ EVERY_S = 5.0
 AGAIN_S = 1.0
 # Behind a queue of windows a probe waits its turn.
 PATIENCE_S = 10.0
+# How many times as long as a window takes a probe may take.
+PATIENCE = 3.0
+# The longest latency of a plan that is believed.
+MOST_EXPECTED_S = 60.0
 _KEPT = 64
+_TYPICAL = 5
 
 
 @dataclass(slots=True)
 class ProbeSeries:
-    """The probes of one process: windows of one stream, called after `author`, with rising numbers."""
+    """The probes of one process: windows of one stream, called after `author`, with rising numbers.
+
+    `expected_s` is how long a window is predicted to take. `sent` are the times of the last probes, `overtaken` those
+    of probes that never came back although later ones did.
+    """
 
     author: str
     answered_at: float = 0.0
     took_s: float = 0.0
+    expected_s: float = 0.0
+    sent: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    overtaken: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     _number: int = 0
     _sent_at: float = float("-inf")
     _asked: float | None = None
     _out: OrderedDict[int, tuple[int, float]] = field(default_factory=OrderedDict)
     _ready: int = 0
+    _took: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_TYPICAL))
+
+    @property
+    def asked_at(self) -> float | None:
+        """When the first probe that is not answered went out; None where all are."""
+        return self._asked
+
+    def latency_s(self, epoch: int) -> float:
+        """Return how long a window takes: as predicted, or as the last probes did where that is longer."""
+        took = [took for answered, took in self._took if answered == epoch]
+        return max(self.expected_s, median_low(took) if took else 0.0)
+
+    def hasten(self) -> None:
+        """Let a probe be due, unless one is under way."""
+        if self._asked is None:
+            self._sent_at = float("-inf")
 
     @property
     def stream(self) -> str:
@@ -50,14 +79,18 @@ class ProbeSeries:
 
     def next_number(self, epoch: int, now: float) -> int | None:
         """Return the number of a probe that is due now, None where none is; it counts as sent."""
-        if self._asked is not None and now > self._asked + PATIENCE_S:
+        latency_s = self.latency_s(epoch)
+        if self._asked is not None and now > self._asked + max(PATIENCE_S, PATIENCE * latency_s):
             self._ready = 0
-        if now < self._sent_at + (EVERY_S if self.is_ready(epoch) and self._asked is None else AGAIN_S):
+        # More probes than the stages can run would only make the queue longer.
+        again_s = max(AGAIN_S, latency_s)
+        if now < self._sent_at + (max(EVERY_S, again_s) if self.is_ready(epoch) and self._asked is None else again_s):
             return None
         if self._asked is None:
             self._asked = now
         self._sent_at, self._number = now, self._number + 1
         self._out[self._number] = (epoch, now)
+        self.sent.append(now)
         if len(self._out) > _KEPT:
             self._out.popitem(last=False)
         return self._number
@@ -76,9 +109,12 @@ class ProbeSeries:
         if not any(result.stream == stream and result.epoch == epoch for result in results):
             raise MessageError(f"an answer to probe {stream} came from another epoch or stream; expected epoch {epoch}")
         self._ready, self._asked, self.answered_at, self.took_s = epoch, None, now, now - sent
+        self._took.append((epoch, self.took_s))
         for other, (_, at) in list(self._out.items()):
             if at <= sent:
                 del self._out[other]
+                if at < sent:
+                    self.overtaken.append(at)
         return epoch
 
 
@@ -130,6 +166,7 @@ class ReadinessProbe:
         return asked
 
     def _ask(self, series: ProbeSeries, generation: Generation, asked: DueProbes, now: float) -> None:
+        series.expected_s = min(MOST_EXPECTED_S, max(0.0, generation.predicted_latency_s))
         number = series.next_number(generation.epoch, now)
         try:
             messages = self._make(generation, series.stream, number) if number is not None else []

@@ -20,11 +20,15 @@ from har_edge.units import duration
 
 # Nodes that start together shall be in the first plan together.
 FIRST_S = 2.0
+# Cuts, and who runs the slices.
+_Arrangement = tuple[int, frozenset[tuple[int, str]]]
 # Gains that come of ties and roundings.
 _SAME = 0.01
 # A request that asks for slices, not for a decision.
 SLICES = 0
 BACKOFF_S, MOST_BACKOFF_S = 2.0, 60.0
+# For how long a plan that no probe came through is not tried again, at most.
+MOST_REFUSED_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ class Replan:
     _not_before: float = 0.0
     _judged_at: float = float("-inf")
     _failures: int = 0
+    _tried: _Arrangement | None = None  # what is being rolled out: cuts, and who runs them
+    _refused: dict[_Arrangement, tuple[int, float]] = field(default_factory=dict)
 
     def due(
         self,
@@ -206,6 +212,10 @@ class Replan:
         # A plan that leaves the same unmet, as where memory is short, must gain as any other.
         if unmet and unmet != self.spec.unmet(response.generation(0), response.manifest.model_sha256, asked.names):
             return Decision(True, unmet)
+        refused_until = self._refused.get((generation_id(response.manifest), _homes(response.placements)), (0, now))[1]
+        if now < refused_until:
+            self._not_before = min(refused_until, now + MOST_BACKOFF_S)
+            return Decision(False, f"no probe came through this plan: not tried again for {refused_until - now:.0f} s")
         new, old = self._value(response.forecast), self._value(response.current)
         gain = 1 - new / old if 0 < old < math.inf else float(old > new)
         text = f"{self._what()} {_ms(new)} instead of {_ms(old)}"
@@ -224,9 +234,10 @@ class Replan:
         old = self._decided
         return old is not None and (old.names, old.homes, old.unmet) == (view.names, view.homes, view.unmet)
 
-    def started(self, placements: Sequence[Placement]) -> None:
+    def started(self, manifest: SliceManifest, placements: Sequence[Placement]) -> None:
         """Take note that a plan is being rolled out: when it is there, it is what was decided."""
         assert self._asked is not None
+        self._tried = generation_id(manifest), _homes(placements)
         self._decided, self._agreed = replace(self._asked, homes=_homes(placements), unmet=""), False
 
     def failed(self, now: float) -> float:
@@ -235,6 +246,15 @@ class Replan:
         self._failures += 1
         self._decided, self._not_before, self._agreed = None, now + wait_s, False
         return wait_s
+
+    def refuse(self, now: float) -> None:
+        """Do not try what was rolled out last again for a while, twice as long each time: nobody is to blame for it."""
+        if self._tried is None:
+            return
+        count = self._refused.get(self._tried, (0, now))[0]
+        refuse_s = min(MOST_REFUSED_S, MOST_BACKOFF_S * 2.0**count)
+        self._refused = {tried: one for tried, one in self._refused.items() if now < one[1] + MOST_REFUSED_S}
+        self._refused[self._tried] = min(count + 1, 16), now + refuse_s
 
     def succeeded(self) -> None:
         self._failures = 0

@@ -109,14 +109,14 @@ class Rollout:
             placement.node,
         )
 
-    def probed(self, membership: Membership, answered: bool, now: float) -> StepResult:
-        """Return whether a window passed through the generation."""
+    def probed(self, membership: Membership, answered: bool, now: float, patience_s: float = PROBE_S) -> StepResult:
+        """Return whether a window passed through the generation; it may take `patience_s`, and PROBE_S in any case."""
         failure = self._failure(membership)
         if failure is not None or answered:
             return failure or _DONE
-        if now < self.since + PROBE_S:
+        if now < self.since + max(PROBE_S, patience_s):
             return _WAIT
-        return StepResult(StepOutcome.FAILED, f"no answer to a probe in {PROBE_S:.0f} s")
+        return StepResult(StepOutcome.FAILED, f"no answer to a probe in {max(PROBE_S, patience_s):.0f} s")
 
     def drained(self, deployment: Deployment, membership: Membership, now: float) -> StepResult:
         """Return whether nobody needs the generations before the current one any more."""

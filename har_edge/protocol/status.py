@@ -174,7 +174,8 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     window took in the slice and around it, `queue_s` the mean time a message waited before; `idle_s` the time since the
     last message. `lost` counts windows given up, `errors` unusable messages. `lacks` is the SHA-256 of the content for
     want of which it failed. `routed` is the last revision of the plan at all of whose brokers the stage was connected
-    and subscribed, `unreachable` names the nodes whose brokers it cannot reach.
+    and subscribed, `unreachable` names the nodes whose brokers it cannot reach. `refuses` are the stages of which it
+    refused messages, `running_s` is for how long it has been in one run of its slice; an older node says neither.
     """
 
     epoch: Count
@@ -194,6 +195,8 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     lacks: str = ""
     routed: Count = 0
     unreachable: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
+    refuses: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
+    running_s: Figure = 0.0
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):

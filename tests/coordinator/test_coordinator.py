@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 
+from har_edge.coordinator.candidates import BAN_S
 from har_edge.coordinator.membership import WILL_S
 from har_edge.coordinator.replan import PlacementSpec
 from har_edge.mqtt.bus import Delivery, Outgoing, TakenOver
@@ -250,8 +251,11 @@ def test_a_generation_on_which_a_stage_fails_is_withdrawn_and_tried_without_that
 def test_a_generation_whose_probe_does_not_come_back_never_gets_windows(world: World) -> None:
     world.mute = {5001, 5002}
     world.join("d")
-    world.until(lambda: world.said("epoch 5002 was withdrawn: no answer to a probe in 10 s"), 60)
-    world.until(lambda: world.plan is not None and world.plan.epoch == 5003, 60)
+    world.until(lambda: world.said("epoch 5001 was withdrawn: no answer to a probe in 12 s; trying again in 2 s"), 60)
+    began = world.now
+    world.until(lambda: world.said("epoch 5002 was withdrawn"), 90)
+    assert world.now > began + BAN_S  # it counts against d, which alone was new
+    world.until(lambda: world.plan is not None and world.plan.epoch == 5003, 2.5 * BAN_S)
     assert {plan.epoch for plan in world.plans} == {0, 5000, 5003}
     assert [line[-4:] for line in world.lines if "trying again in" in line] == ["2 s", "4 s"] or world.said("in 4 s")
 
@@ -516,7 +520,7 @@ def test_results_of_people_do_not_even_come(world: World, monkeypatch: pytest.Mo
 
 def test_a_chain_that_stops_answering_is_not_ready_until_it_does(world: World) -> None:
     world.muted_all = True
-    world.run(17)
+    world.run(20)
     assert not world.ready and world.status is not None and world.status.state.value == "busy"
     world.muted_all = False
     world.until(lambda: world.ready, 3)

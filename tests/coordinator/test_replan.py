@@ -170,3 +170,23 @@ def test_wishes() -> None:
         PlacementSpec(stages=3).unmet(crowded, MODEL, "abc") == "3 stages were asked for, and there are nodes for each"
     )
     assert PlacementSpec().unmet(crowded, MODEL, "abc") == ""
+
+
+def test_a_plan_that_no_probe_came_through_is_not_tried_again_for_a_while() -> None:
+    plan = Replan(PlacementSpec(), 0.15, 10.0)
+    found = response(ask(plan, A, B), 0.5)
+    assert found.manifest is not None
+    for count, begin in enumerate((100.0, 1000.0, 2000.0)):
+        decision = plan.judge(found, CURRENT, "", begin)
+        assert decision is not None and decision.go
+        plan.started(found.manifest, found.placements)
+        plan.refuse(begin)
+        plan.failed(begin)
+        wait_s = MOST_BACKOFF_S * 2.0**count
+        assert ask(plan, A, B, now=begin + 61.0) is not None
+        found = replace(found, number=plan.outstanding.number)  # type: ignore[union-attr]
+        decision = plan.judge(found, CURRENT, "", begin + wait_s - 1.0)
+        assert decision is not None and not decision.go and decision.text.endswith("not tried again for 1 s")
+        assert ask(plan, A, B, now=begin + wait_s - 0.5) is None
+        assert ask(plan, A, B, now=begin + wait_s + 60.0) is not None
+        found = replace(found, number=plan.outstanding.number)  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from har_edge.config.pipeline import PipelineConfig
@@ -151,6 +152,8 @@ class FakeNode:
     machine: str = "m"
     linked: bool = True  # whether its stages are connected to the brokers that the plan names
     unreachable: tuple[str, ...] = ()
+    # What it says of a replica, instead of ten windows a beat.
+    reports: Callable[[str, tuple[int, int, int], StagePhase, float], StageReport] | None = None
 
     def __post_init__(self) -> None:
         will = Will(TOPICS.status(self.name), self.status(State.LOST))
@@ -195,21 +198,23 @@ class FakeNode:
             self.windows += 10
             revision = self.deployment.revision if self.deployment else 0
             self.routed = revision if self.linked else self.routed
-            stages = tuple(
-                StageReport(
-                    *key,
-                    phase,
-                    self.failing,
-                    windows=self.windows,
-                    service_s=self.slow,
-                    lacks=self.lacks,
-                    routed=self.routed,
-                    unreachable=self.unreachable,
-                )
-                for key, (phase, _) in self.phases.items()
-            )
+            stages = tuple(self._report(key, phase, now) for key, (phase, _) in self.phases.items())
             beat = Heartbeat(self.name, self.instance, self.beats, now, revision, stages)
             self.bus.publish(TOPICS.heartbeat(self.name), encode_heartbeat(beat))
+
+    def _report(self, key: tuple[int, int, int], phase: StagePhase, now: float) -> StageReport:
+        if self.reports is not None:
+            return self.reports(self.name, key, phase, now)
+        return StageReport(
+            *key,
+            phase,
+            self.failing,
+            windows=self.windows,
+            service_s=self.slow,
+            lacks=self.lacks,
+            routed=self.routed,
+            unreachable=self.unreachable,
+        )
 
     def _follow(self, now: float) -> None:
         wanted: dict[tuple[int, int, int], tuple[bool, bool]] = {}
@@ -261,6 +266,7 @@ class World:
         self.status: NodeStatus | None = None
         self.retained: dict[str, bytes] = {}
         self.answered: set[int] = set()
+        self.reports: Callable[[str, tuple[int, int, int], StagePhase, float], StageReport] | None = None
         self.onlooker = self.broker.connect(Session("onlooker", expiry_s=99))
         self.onlooker.subscribe(["har/#"])
         self.mouth = self.broker.connect(Session("mouth"))
@@ -297,6 +303,7 @@ class World:
 
     def join(self, name: str, **more: object) -> FakeNode:
         self.started += 1
+        more = {"reports": self.reports} | more
         self.nodes[name] = FakeNode(name, self.broker, self.started, **more)  # type: ignore[arg-type]
         return self.nodes[name]
 

@@ -30,6 +30,7 @@ HELP = "offer this device to a pipeline: it fetches and runs the slices that the
 # A stage gives Python's lock away while LiteRT runs, and asks for it again after: by default it may then wait for 5 ms,
 # many times as long as a small slice takes.
 SWITCH_S = 0.0005
+EXIT_STUCK = 4
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -143,14 +144,33 @@ def run(args: argparse.Namespace) -> int:
         if levels:
             trainings = Trainings(topics, lambda job: start_training(args, context, job), levels)
         node = Node(identity, lambda one, plan, desired: Worker(context, one, plan, desired), trainings)
-        run_node(bus, node, stop, drain_timeout_s=args.drain_timeout, watch=lambda: broker.watch(identity))
+        stuck = run_node(bus, node, stop, drain_timeout_s=args.drain_timeout, watch=lambda: broker.watch(identity))
     except TakenOver:
         say(f"node {name}: a younger node of this name has taken over; ending (give each its --name)", file=sys.stderr)
         return options.EXIT_TAKEN_OVER
     finally:
         broker.stop()
+    if stuck:
+        return start_anew(name, stuck)
     print(f"node {name} stopped", flush=True)
     return 0
+
+
+def start_anew(name: str, why: str) -> int:
+    """Run this command again in the place of this process, which has a thread that nothing ends.
+
+    Returns the exit code where that cannot be done.
+    """
+    import os
+
+    say(f"node {name}: {why}; starting anew", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError as error:
+        say(f"node {name} cannot start itself ({error}); start it again", file=sys.stderr)
+    return EXIT_STUCK
 
 
 def check_own_samples(path: Path) -> None:

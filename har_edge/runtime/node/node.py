@@ -56,6 +56,13 @@ class WorkerHandle(Protocol):
     def retry_now(self) -> None:
         """Try at once what failed before."""
 
+    def watch(self, now: float) -> None:
+        """Look whether its thread still works."""
+
+    @property
+    def unending(self) -> bool:
+        """Whether its thread will not end, whatever it is told."""
+
     def report(self, now: float) -> StageReport:
         """Say what its stage does."""
 
@@ -135,6 +142,17 @@ class Node:
         return DesiredState.HOLD in replicas_of(self.deployment, self.identity.node).values()
 
     @property
+    def stuck(self) -> str:
+        """Why this process must start anew: the stage whose thread neither works nor ends; empty where all do."""
+        hung = sorted(replica_id for replica_id, worker in self.workers.items() if worker.unending)
+        return f"stage {hung[0].stage} of epoch {hung[0].epoch} neither goes on nor ends" if hung else ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether a stage runs here that works."""
+        return any(one.phase in _RUNNING and not one.unending for one in self.workers.values())
+
+    @property
     def unsettled(self) -> bool:
         """Whether a stage is on its way from one phase to the next."""
         return any(
@@ -153,6 +171,8 @@ class Node:
         NODE_STATUS_S, and what failed is tried again.
         """
         self._reconcile()
+        for worker in self.workers.values():
+            worker.watch(now)
         if reconnects != self._reconnects:
             self._reconnects = reconnects
             for worker in self.workers.values():
@@ -183,7 +203,7 @@ class Node:
         if self.trainings is not None:
             self.trainings.leave(timeout_s / 2)
         for replica_id, worker in self.workers.items():
-            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.join(0.0 if worker.unending else max(0.0, deadline - time.monotonic()))
             if worker.alive:
                 _log.warning("stage %d of epoch %d did not end in time", replica_id.stage, replica_id.epoch)
 
@@ -233,10 +253,11 @@ class Node:
 
 def run_node(
     bus: Bus, node: Node, stop: Stop, *, drain_timeout_s: float, watch: Callable[[], None] = lambda: None
-) -> None:
+) -> str:
     """Follow the plan until `stop`; then hand over what runs here, say goodbye, and disconnect.
 
-    `watch` is called now and then, and may change what the node's identity says of its device.
+    `watch` is called now and then, and may change what the node's identity says of its device. Returns why the process
+    must start anew, empty where it need not: a stage is stuck in it.
 
     Raises TakenOver when another process has become this node, BrokerError for what no retry mends.
     """
@@ -244,11 +265,12 @@ def run_node(
     if node.trainings is not None:
         bus.subscribe(node.trainings.filters)
     node.begin()
-    deadline, heard_at = float("inf"), time.monotonic()
+    deadline, heard_at, stuck = float("inf"), time.monotonic(), ""
     try:
-        while time.monotonic() < deadline and (node.placed or not stop.asked):
-            if stop.asked and deadline == float("inf"):
-                deadline = time.monotonic() + drain_timeout_s
+        while time.monotonic() < deadline and (node.placed or not (stop.asked or stuck)):
+            stuck = stuck or node.stuck
+            if (stop.asked or stuck) and deadline == float("inf"):
+                deadline = time.monotonic() + (drain_timeout_s if stop.asked or node.serves else 0.0)
                 node.retire()
             watch()
             _step(bus, node)
@@ -264,6 +286,7 @@ def run_node(
     bus.publish(farewell.topic, farewell.payload, retain=farewell.retain)
     drain(bus)
     bus.close(forget=True)
+    return "" if stop.asked else stuck
 
 
 def _step(bus: Bus, node: Node) -> None:

@@ -28,12 +28,13 @@ from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
 from har_edge.runtime.build import build_setup, delegated, receive_max
 from har_edge.runtime.deployment_files import files_of, materialise
+from har_edge.runtime.node.run_watchdog import RunWatchdog
 from har_edge.runtime.sender import drain
 from har_edge.runtime.stage.loop import StageLoop, StageMetrics
 from har_edge.runtime.stage.setup import StageSetup
 from har_edge.runtime.stage.shard import make_stage
 from har_edge.runtime.stop import Stop
-from har_edge.timing import WORKER_GRACE_S
+from har_edge.timing import HEARTBEAT_S, WORKER_GRACE_S
 
 _log = logging.getLogger(__name__)
 # How long nothing may have come to a stage of a generation that drains before it counts as drained.
@@ -42,6 +43,8 @@ FETCH_TIMEOUT_S = 30.0
 # Beats carry what went wrong, several times a second.
 MAX_DETAIL = 400
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
+# How long a connected worker may take to leave: a connection that is being made, and the last bytes of one that closes.
+LEAVING_S = 20.0
 
 
 class BrokerUnavailable(BrokerError):
@@ -131,6 +134,8 @@ class Worker:
         self._failures, self._retry = 0, False
         self._routed: tuple[int, tuple[str, ...]] = (0, ())  # as the report says them, in one value
         self._seen: tuple[StageLoop | None, StageMetrics, float] = (None, StageMetrics(0.0), 0.0)
+        self._refused: dict[int, int] = {}
+        self._watchdog, self._watched_at, self._leaving_s = RunWatchdog(), 0.0, 0.0
         name = f"stage-{replica_id.stage}.{replica_id.replica}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -159,6 +164,27 @@ class Worker:
         """Wait until the worker has ended, at most so long."""
         self._thread.join(timeout_s)
 
+    def watch(self, now: float) -> None:
+        """Look whether its thread still works; call it often."""
+        loop, passed_s = self._loop, min(HEARTBEAT_S, now - self._watched_at)
+        self._watched_at = now
+        leaves = self.desired in LEAVING and loop is not None
+        self._leaving_s = self._leaving_s + passed_s if leaves else 0.0
+        generation, stage = self._deployment.generation(self.replica_id.epoch), self.replica_id.stage
+        predicted = generation.predicted_s if generation is not None else ()
+        self._watchdog.predicted_s = predicted[stage] if stage < len(predicted) else 0.0
+        if loop is None:
+            self._watchdog.look(0.0, 0.0, 1, now)
+            return
+        metrics = loop.metrics
+        usual_s = metrics.busy_s / metrics.windows if metrics.windows else 0.0
+        self._watchdog.look(loop.called_at, usual_s, loop.stage.batch, now)
+
+    @property
+    def unending(self) -> bool:
+        """Whether its thread will not end, whatever it is told."""
+        return self._watchdog.unending or self._leaving_s > LEAVING_S
+
     # --- what the node reads ------------------------------------------------------------------------------------------
 
     @property
@@ -168,6 +194,8 @@ class Worker:
 
     def _phase_at(self, now: float, phase: StagePhase) -> StagePhase:
         loop = self._loop
+        if self._watchdog.stuck:
+            return StagePhase.FAILED
         if phase is not StagePhase.RUNNING or loop is None:
             return phase
         draining = self._deployment.phase(self.replica_id.epoch) is Phase.DRAINING
@@ -183,6 +211,10 @@ class Worker:
         self._seen = loop, metrics, now
         windows, handled = metrics.windows - before.windows, metrics.handled - before.handled
         busy_s, passed_s = metrics.busy_s - before.busy_s, now - then
+        refused, known = dict(loop.stage.refused) if loop is not None else {}, self._refused
+        self._refused = refused
+        if self._watchdog.stuck:
+            detail = f"a run of its slice has gone on for {self._watchdog.run_s:.1f} s"
         return StageReport(
             epoch=replica_id.epoch,
             stage=replica_id.stage,
@@ -201,6 +233,8 @@ class Worker:
             lacks=lacks,
             routed=self._routed[0],
             unreachable=self._routed[1],
+            refuses=tuple(sorted(stage for stage, count in refused.items() if count != known.get(stage, 0))),
+            running_s=self._watchdog.run_s,
         )
 
     # --- the thread ---------------------------------------------------------------------------------------------------

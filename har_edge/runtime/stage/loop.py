@@ -56,12 +56,15 @@ class StageMetrics(msgspec.Struct, frozen=True, gc=False):  # made often: ten ti
 class StageLoop:
     """Runs a stage on a bus, turn by turn.
 
-    Another thread may read `metrics`, and `working`: messages came that are not in `metrics` yet.
+    Another thread may read `metrics`; `working`: messages came that are not in `metrics` yet; `called_at`: since when
+    the stage has handled a message, run a step or looked at the time (monotonic), 0 while it does nothing of it; and
+    `stage`, of which only counts.
     """
 
     def __init__(self, bus: Bus, stage: Stage, stop: Stop) -> None:
         self.metrics = StageMetrics(time.monotonic())
         self.working = False
+        self.called_at = 0.0
         self._bus, self._stage, self._stop = bus, stage, stop
         self._sender = Sender(bus, stage.counters, "start the next stage")
         self._arrived: deque[tuple[float, Delivery]] = deque()
@@ -70,6 +73,11 @@ class StageLoop:
         self._handled, self._queued_s, self._busy_s, self._messages = 0, 0.0, 0.0, 0
         self._count_at = 0.0
         bus.subscribe(stage.filters)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that it runs."""
+        return self._stage
 
     def turn(self) -> float:
         """Wait for messages unless some are here, handle some, send what is due; return the time (monotonic).
@@ -86,15 +94,18 @@ class StageLoop:
             self._room_bytes += len(delivery.payload) + MESSAGE_BYTES
             self._handled += 1
             self._queued_s += now - since
+            self.called_at = now
             for outgoing in self._stage.handle(delivery, since):
                 self._sender.send(outgoing)
             now = time.monotonic()
+        self.called_at = now
         if self._stage.ready and not self._stop.asked:  # one step: what it gives leaves with the next poll
             for outgoing in self._stage.step():
                 self._sender.send(outgoing)
         for outgoing in self._stage.tick(self._arrived[0][0] if self._arrived else began):
             self._sender.send(outgoing)
         now = time.monotonic()
+        self.called_at = 0.0
         self._sender.retry(now)
         self._busy_s += now - began
         if now >= self._count_at:

@@ -86,6 +86,7 @@ class ShardStage(Stage):
             return []
         assert window.progress is not None
         run = window.progress.run
+        self.batch = window.message.count
         try:
             if run.next is not None:
                 run.step(run.next)

@@ -14,6 +14,7 @@ from har_edge.inference.missing_input import missing_input
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import wire
 from har_edge.protocol.events import TensorsEvent, decode, reason_of
+from har_edge.protocol.flow_routes import maker_of
 from har_edge.protocol.topics import ALL_SOURCES, Kind, Topic
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.inputs import InputReader
@@ -77,6 +78,8 @@ class Stage:
         self._receive_limit = ReceiveLimit(self._join)
         self._foreign: set[int] = set()  # the other generations that were logged
         self.complaint = ""  # why the last message or window was dropped
+        self.batch = 1  # how many windows the last run took at once
+        self.refused: dict[int, int] = {}  # how many messages were dropped, by the stage that sent them
 
     @property
     def filters(self) -> list[str]:
@@ -116,6 +119,7 @@ class Stage:
                 return settled + self.tick(came)
             window = self._add(message, parts, delivery, came)
         except MessageError as error:
+            self._note_refused(delivery.topic)
             return [self._reject((delivery,), delivery.topic, error)]
         outgoing = self.tick(came)
         if window is not None:
@@ -168,6 +172,16 @@ class Stage:
         for window in self._receive_limit.release(until):
             outgoing += self._release(window)
         return outgoing
+
+    def _note_refused(self, text: str) -> None:
+        """Count a message that was dropped for the stage whose topic it came on."""
+        try:
+            topic = self._setup.topics.read(text)
+        except MessageError:
+            return
+        if topic.kind is Kind.ACTIVATION and topic.levels[1] in self._setup.wiring.levels:
+            maker = maker_of(topic.levels[1])
+            self.refused[maker] = self.refused.get(maker, 0) + 1
 
     def _is_foreign(self, topic: Topic, message: wire.Message) -> bool:
         """Return whether a window is for stages of another generation, deployed beside this one; count it."""
@@ -301,6 +315,7 @@ class Stage:
         passes = [spec.name for spec in setup.wiring.passes]
         lacks = {source: name for source, name in setup.wiring.sources.items() if name not in window.parts}
         message = window.message
+        self.batch = message.count
         if lacks:
             message = msgspec.structs.replace(message, missing=tuple(sorted({*message.missing, *lacks})))
         try:

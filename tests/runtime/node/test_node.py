@@ -45,6 +45,7 @@ class Puppet:
     alive: bool = False
     obedient: bool = True
     told: list[DesiredState] = field(default_factory=list)
+    unending: bool = False
 
     def start(self):
         self.alive = True
@@ -61,6 +62,9 @@ class Puppet:
 
     def retry_now(self):
         self.told.append("stir")
+
+    def watch(self, now):
+        self.watched_at = now
 
     def report(self, now):
         return StageReport(self.replica_id.epoch, self.replica_id.stage, self.replica_id.replica, self.phase)
@@ -375,6 +379,38 @@ def test_a_node_hands_its_stages_over_before_it_stops():
     assert [hand.told for hand in scenario.hands] == [[DesiredState.HOLD, DesiredState.LEAVE, ("join", True)]] * 2
     assert LOOK_S in watched.waits and not watched.bus.connected
     assert TOPICS.status(ME) in watched.broker._retained  # without its will: it has said goodbye
+
+
+def test_a_node_with_a_stage_that_does_not_end_hands_the_others_over_and_starts_anew():
+    scenario = NodeScenario()
+
+    def hang(watched):
+        phase(scenario, StagePhase.RUNNING)
+        scenario.hands[0].unending, scenario.hands[0].phase = True, StagePhase.FAILED
+
+    watched = Watched(
+        scenario,
+        lambda one: one.plan("pi-1", "pi-2", "pi-1", revision=1),
+        lambda one: phase(scenario, StagePhase.RUNNING),
+        hang,
+        lambda one: None,
+        lambda one: one.plan("pi-2", "pi-2", "pi-2", revision=2),
+    )
+    why = run_node(watched.bus, scenario.node, Stop(), drain_timeout_s=60.0)
+    assert why == f"stage 0 of epoch {EPOCH} neither goes on nor ends"
+    assert watched.states() == [State.READY, State.BUSY, State.DRAINING, State.STOPPED]
+    assert [hand.told[-1] for hand in scenario.hands] == [("join", False), ("join", True)]
+
+
+def test_a_node_with_nothing_but_a_stage_that_does_not_end_waits_for_nobody():
+    scenario = NodeScenario()
+
+    def hang(watched):
+        scenario.hands[0].unending, scenario.hands[0].phase = True, StagePhase.FAILED
+
+    watched = Watched(scenario, lambda one: one.plan("pi-1", "pi-2", "pi-2", revision=1), lambda one: None, hang)
+    assert run_node(watched.bus, scenario.node, Stop(), drain_timeout_s=3600.0)
+    assert watched.states()[-1] is State.STOPPED
 
 
 def test_a_node_does_not_wait_for_ever_for_somebody_to_take_over():
