@@ -96,6 +96,8 @@ class _Checks:
         self._listen(STAGE_SILENT_S, self._seen.all_heard)
         count = len(self._pipeline.manifest.slices)
         problem, spared = self._seen.stalled(time.monotonic()), self._seen.spared(time.monotonic())
+        for said, command in self._seen.away_turns():
+            yield Finding(name, Verdict.NOTE, said, f"`{command}` on its device; with --forget, stop it then for good")
         if not problem and not spared:
             yield passed(name, f"all {count} run the slices of this folder")
             return

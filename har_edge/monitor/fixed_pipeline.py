@@ -26,6 +26,7 @@ from har_edge.protocol.topics import PROBE
 from har_edge.runtime.agreement import disagreement, way_of
 from har_edge.runtime.build import delegate_of, topics_of
 from har_edge.runtime.probe import probe
+from har_edge.runtime.stage.neighbours import index_of
 from har_edge.timing import STAGE_SILENT_S
 from har_edge.units import duration
 
@@ -128,6 +129,21 @@ class FixedObserver(Observer):
         if not self._is_spared(problems):
             return ""
         return "".join(f"a parity stands for stage {index}: {problem}" for index, problem in problems.items())
+
+    def away_turns(self) -> list[tuple[str, str]]:
+        """Return what to say of stages that take turns at a slice and are away, with the command that starts each."""
+        found, count = list[tuple[str, str]](), len(self.pipeline.manifest.slices)
+        for name, status in sorted(self.statuses().items()):
+            index = index_of(name) if status.role == "stage" and status.state not in ALIVE else None
+            turn = name.removeprefix(f"stage-{index}").removeprefix("-")
+            if index is not None and index < count and turn:
+                said = (
+                    f"{name} takes turns at slice {index} and is {status.state.value}: windows that the broker gives "
+                    "to it wait, unless it was started with --forget"
+                )
+                folder = printable(str(self.pipeline.folder))
+                found.append((said, f"har-edge stage --config {folder} --index {index} --turn {turn}"))
+        return found
 
     def stalled(self, now: float) -> str:
         """Say which stage keeps windows from going through, and why; empty where none does."""

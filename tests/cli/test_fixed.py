@@ -277,6 +277,15 @@ def test_a_stage_that_a_parity_stands_for_keeps_no_window_back_and_is_named(tmp_
     fits("\n".join(text))
 
 
+def test_a_stage_that_takes_turns_and_is_away_is_named_with_the_command_that_starts_it(pipeline: Pipeline) -> None:
+    names = {"stage-0-1": State.READY, "stage-1-2": State.LOST, "stage-2-1": State.STOPPED, "stage-3-1": State.LOST}
+    seen = observed(pipeline, *(NodeStatus(name, "stage", state, "i", 1.0) for name, state in names.items()))
+    (lost, command), (stopped, _) = seen.away_turns()
+    assert lost.startswith("stage-1-2 takes turns at slice 1 and is lost: windows that the broker gives to it wait")
+    assert command == f"har-edge stage --config {pipeline.folder} --index 1 --turn 2"
+    assert stopped.startswith("stage-2-1 takes turns at slice 2 and is stopped")
+
+
 def test_stages_that_compute_in_different_ways_are_named_where_bits_may_differ(tmp_path: Path) -> None:
     found = find_model("float")
     assert found.entry is not None

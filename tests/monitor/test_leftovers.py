@@ -53,6 +53,13 @@ def test_a_folder_keeps_its_own_stages_however_long_they_have_gone() -> None:
     assert not leftovers_of_folder(kept(status("stage-0"), status("stage-1")), 2).found
 
 
+def test_stages_that_take_turns_belong_to_the_folder_and_windows_wait_for_them() -> None:
+    turns = (status("stage-1-1", State.READY), status("stage-1-2", State.LOST))
+    assert leftovers_of_folder(kept(status("stage-0"), status("stage-1"), *turns), 2) == Leftovers()
+    gone = kept(*(status(name, State.LOST) for name in ("stage-2-1", "stage-1-01", "stage-1-0", "stage-1-x")))
+    assert leftovers_of_folder(gone, 2) == Leftovers(stages=("stage-2-1", "stage-1-01", "stage-1-0", "stage-1-x"))
+
+
 def test_a_stage_beyond_the_folder_that_lives_is_not_cleared_but_named() -> None:
     found = leftovers_of_folder(kept(status("stage-2", State.READY)), 2)
     assert found == Leftovers(intruders=("stage-2",))

@@ -134,13 +134,15 @@ def stage_name(index: int, turn: int = 0) -> str:
 
 
 def index_of(node: str) -> int | None:
-    """Return which slice the stage of this name runs; None for the name of another node.
+    """Return which slice the stage of this name runs, or takes turns at; None for the name of another node.
 
     It must be written as `stage` writes it: a name from the network that only looks like one is another node's.
     """
-    kind, _, number = node.partition("-")
-    written = 0 < len(number) < 6 and number.isdecimal() and number == str(int(number))
-    return int(number) if kind == "stage" and written else None
+    kind, _, rest = node.partition("-")
+    number, _, turn = rest.partition("-")
+    written = 0 < len(number) < 6 and number.isdecimal() and (not turn or (len(turn) < 11 and turn.isdecimal()))
+    written = kind == "stage" and written and node == stage_name(int(number), int(turn or 0))
+    return int(number) if written else None
 
 
 def _named(card: SliceInfo) -> str:
