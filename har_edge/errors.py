@@ -14,6 +14,8 @@ Rooms derive finer classes from these leaves where a caller must tell them apart
 expected, and what to do. A MessageError never ends a running node.
 """
 
+MAX_MESSAGE_TEXT = 1000  # characters of a MessageError
+
 
 class HarEdgeError(Exception):
     """Base of all errors that har_edge raises on purpose."""
@@ -40,7 +42,13 @@ class CutError(ModelError):
 
 
 class MessageError(HarEdgeError):
-    """One message is unusable; it is dropped and counted, and the node goes on."""
+    """One message is unusable; it is dropped and counted, and the node goes on.
+
+    The text is cut, since much of it may come from the sender.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= MAX_MESSAGE_TEXT else f"{text[: MAX_MESSAGE_TEXT - 1]}…")
 
 
 class BrokerError(HarEdgeError):

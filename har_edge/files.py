@@ -7,10 +7,11 @@ import os
 import secrets
 import stat
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,6 +27,36 @@ MAX_TEXT_BYTES = 4 * 1024 * 1024
 DRAFT = ".part"
 # The manifest of a model with some thousands of slices.
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+
+
+# Those of which zipfile unpacks no more at a time than it is asked for; bzip2 and LZMA unpack all of a block at once.
+_UNPACKED_IN_STEPS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+
+
+def open_member(archive: zipfile.ZipFile, member: str | zipfile.ZipInfo) -> IO[bytes]:
+    """Open a member of a zip; reading so many bytes of it takes no more memory than these.
+
+    Raises zipfile.BadZipFile for a method of packing of which that is not so.
+    """
+    info = archive.getinfo(member) if isinstance(member, str) else member
+    if info.compress_type not in _UNPACKED_IN_STEPS:
+        raise zipfile.BadZipFile(
+            f"{info.filename[:200]!r} is packed by method {info.compress_type}, which has no bounds; "
+            "expected it stored or deflated: pack it anew"
+        )
+    return archive.open(info)
+
+
+def read_member(archive: zipfile.ZipFile, member: str | zipfile.ZipInfo, limit: int) -> bytes:
+    """Return the content of a member of at most `limit` bytes; never unpack more, whatever it says of itself.
+
+    Raises zipfile.BadZipFile for a larger one, and as `open_member` does.
+    """
+    info = archive.getinfo(member) if isinstance(member, str) else member
+    if info.file_size > limit:
+        raise zipfile.BadZipFile(f"{info.filename[:200]!r} unpacks to {info.file_size} bytes; expected at most {limit}")
+    with open_member(archive, info) as file:
+        return file.read(info.file_size + 1)
 
 
 def open_regular(path: Path, limit: int) -> BinaryIO:

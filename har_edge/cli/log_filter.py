@@ -15,7 +15,9 @@ from har_edge.cli.console import fold
 from har_edge.protocol.text import escape
 
 # Seconds between two lines of one kind; the second has the number of records in between.
-EVERY_S = 10.0
+EVERY_S = 60.0
+# Characters of a line, since its texts may come from the network.
+MAX_LINE = 2000
 # Bound on the kinds of one statement of the program, since their texts may come from the network.
 MAX_TEXTS = 8
 MAX_STATEMENTS = 256
@@ -42,7 +44,7 @@ class _Statement:
 
 
 class RepeatFilter(logging.Filter):
-    """Passes the first record of a kind, and then one every 10 s with the number of records since.
+    """Passes the first record of a kind, and then one every 60 s with the number of records since.
 
     Two records are of one kind if the same statement made them (logger, level, text before it is filled) and their
     texts differ in numbers only. After eight kinds of a statement, all its further texts count as one kind. Errors
@@ -78,7 +80,7 @@ class RepeatFilter(logging.Filter):
         self._statements.move_to_end(key)
         if len(self._statements) > MAX_STATEMENTS:
             self._forget(self._statements.popitem(last=False)[1])
-        text = _NUMBERS.sub("0", record.getMessage())
+        text = _NUMBERS.sub("0", record.getMessage()[:MAX_LINE])
         kind = statement.texts.get(text)
         if kind is not None:
             return kind
@@ -123,7 +125,10 @@ class _Plain(logging.Formatter):
     """Escapes texts, since many come from the network; on a terminal, breaks lines between words."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return fold(escape(super().format(record), keep="\n\t"), 9, sys.stderr)
+        line = super().format(record)
+        if len(line) > MAX_LINE and not record.exc_info:
+            line = f"{line[: MAX_LINE - 1]}…"
+        return fold(escape(line, keep="\n\t"), 9, sys.stderr)
 
 
 def start(*, verbose: bool) -> None:

@@ -47,6 +47,22 @@ def sends_bytes(entry: SliceEntry, sends: Collection[str]) -> int:
     return max(map(message_bytes, flows.values()), default=0)
 
 
+# A plan may deploy a generation while the one before it drains, and a training keeps its last checkpoint until the next
+# one is whole. The broker's own database and queues come beside.
+_GENERATIONS, _CHECKPOINTS, _SHARE, _LEAST_BROKER_BYTES = 2, 2, 1.1, 64 * 1024 * 1024
+
+
+def broker_bytes(manifest: SliceManifest, file_bytes: int, under_way_bytes: int) -> int:
+    """Return how many bytes a broker needs for a plan with this cut.
+
+    Args:
+        file_bytes: of all files of the slices together. A checkpoint of a training holds as much.
+        under_way_bytes: most bytes of the messages of all windows under way, at each cut of the model.
+    """
+    retained = (_GENERATIONS + _CHECKPOINTS) * file_bytes
+    return int(_SHARE * (retained + len(manifest.slices) * under_way_bytes)) + _LEAST_BROKER_BYTES
+
+
 def largest_message(manifest: SliceManifest) -> int:
     """Return the most bytes of a message with one window, of all that sensors and slices of this cut send."""
     taken = {spec.name for entry in manifest.slices for spec in entry.inputs}

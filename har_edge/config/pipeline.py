@@ -35,7 +35,7 @@ from har_edge.data.grouping import Grouping, regroup
 from har_edge.errors import ConfigError, HarEdgeError
 from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text, write_atomic
 from har_edge.tflite.manifest import FILE_NAME as MANIFEST_NAME
-from har_edge.tflite.manifest import SliceManifest, load_manifest
+from har_edge.tflite.manifest import SliceManifest, Text, load_manifest
 from har_edge.timing import STAGE_SESSION_S
 
 FILE_NAME = "pipeline.toml"
@@ -49,14 +49,14 @@ _EPOCH_BITS = 31
 class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How nodes reach the broker; options of a command override it."""
 
-    url: str = "mqtt://127.0.0.1:1883"
-    username: str | None = None
-    password_file: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    client: str = "auto"
-    protocol: str = "5"
+    url: Text = "mqtt://127.0.0.1:1883"
+    username: Text | None = None
+    password_file: Text | None = None
+    ca_file: Text | None = None
+    cert_file: Text | None = None
+    key_file: Text | None = None
+    client: Text = "auto"
+    protocol: Text = "5"
 
 
 class MissingRule(Enum):
@@ -93,17 +93,17 @@ class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     task: Task
-    name: str = DEFAULT_NAME
-    base: str = "har"
+    name: Text = DEFAULT_NAME
+    base: Text = "har"
     epoch: int = 1
-    slices: str = "."
+    slices: Text = "."
     max_payload_bytes: int | msgspec.UnsetType = msgspec.UNSET
     session_expiry_s: int = STAGE_SESSION_S
     broker: BrokerConfig = BrokerConfig()
     join: JoinConfig = JoinConfig()
     # Left out by default: nodes of older versions refuse keys that they do not know.
     delegate: Literal["xnnpack", "none"] | msgspec.UnsetType = msgspec.UNSET
-    flows: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    flows: dict[Text, Text] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)

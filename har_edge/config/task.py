@@ -15,6 +15,7 @@ from har_edge.codecs.spec import file_names
 from har_edge.data.description import BUILT_IN, StreamDescription, describe_pictures, load_description
 from har_edge.data.pictures import MAX_SIDE, AspectRule, PictureShape
 from har_edge.errors import ConfigError
+from har_edge.tflite.manifest import Text
 
 # Names of fitted files stand in reducer specifications, whose separators are : + , and =.
 _FITTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(npz|tflite)")
@@ -39,11 +40,11 @@ class StateRule(Enum):
 class StreamTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The windows that a model was trained on: stream description, length and hop in samples, grouping of sources."""
 
-    description: str
+    description: Text
     rate_hz: float
     length: int
     hop: int
-    grouping: str = "location"
+    grouping: Text = "location"
 
 
 class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -53,9 +54,9 @@ class SourceInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     beside the model. Raises ValueError, which msgspec reports with its place, for other names and hashes.
     """
 
-    tensor: str
-    reducer: str = "none"
-    files: dict[str, str] = {}
+    tensor: Text
+    reducer: Text = "none"
+    files: dict[Text, Text] = {}
 
     def __post_init__(self) -> None:
         for name, sha256 in self.files.items():
@@ -105,7 +106,7 @@ class ImageInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 class ArrayOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An output that results carry as an array: `scale` * (q - `zero`), or with a scale of 0 the values as they are."""
 
-    tensor: str
+    tensor: Text
     scale: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     zero: int = 0
 
@@ -145,9 +146,9 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_default
     """
 
     stream: StreamTask
-    inputs: dict[str, SourceInput]
-    output: str
-    labels: list[str] = []
+    inputs: dict[Text, SourceInput]
+    output: Text
+    labels: list[Text] = []
     label_ids: list[int] = []
     state: StateRule = StateRule.REFUSE
     image: ImageInput | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from har_edge.config.model_outputs import find_meaning
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.data.description import MAX_LABELS, StreamDescription
 from har_edge.errors import ConfigError
-from har_edge.files import read_regular
+from har_edge.files import read_member, read_regular
 from har_edge.tflite.manifest import TensorSpec
 from har_edge.tflite.model import Model, Tensor
 from har_edge.tflite.slices import slice_model
@@ -95,9 +96,8 @@ def packed_labels(path: Path) -> list[str] | None:
             texts = [one for one in members if one.filename.endswith(".txt") and one.file_size <= MAX_LABEL_BYTES]
             if not texts:
                 return None
-            with archive.open(texts[0]) as file:
-                return _parse_labels(file.read(MAX_LABEL_BYTES + 1), f"{texts[0].filename} in {path}")
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError):
+            return _parse_labels(read_member(archive, texts[0], MAX_LABEL_BYTES), f"{texts[0].filename} in {path}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
         return None
 
 

@@ -14,6 +14,7 @@ from typing import IO
 
 from har_edge.data.description import StreamDescription
 from har_edge.errors import DataError
+from har_edge.files import open_member
 
 # An official mHealth log has about 21 MB; a file that claims more than this is refused before a byte of it is read.
 MAX_FILE_BYTES = 1 << 30
@@ -59,7 +60,7 @@ class DataFile:
                 else:
                     # A member gives at most the size it declares, which is checked above, so a zip bomb stays small.
                     archive = stack.enter_context(zipfile.ZipFile(self.path))
-                    content = stack.enter_context(archive.open(self.member))
+                    content = stack.enter_context(open_member(archive, self.member))
                 while left and (piece := content.read(min(size, left))):
                     left -= len(piece)
                     yield piece

@@ -12,6 +12,7 @@ from har_edge.data.archive import DataFile, describe_pattern, is_zip, list_files
 from har_edge.data.description import StreamDescription
 from har_edge.data.tabular import parse_table
 from har_edge.errors import DataError
+from har_edge.files import open_member
 
 ARCHIVE = "MHEALTHDATASET.zip"
 FOLDER = "MHEALTHDATASET"
@@ -68,7 +69,7 @@ def _outer_or_inner(source: Path, workplace: Path, description: StreamDescriptio
         try:
             with (
                 zipfile.ZipFile(source) as archive,
-                archive.open(file.member or "") as content,
+                open_member(archive, file.member or "") as content,
                 inner.open("wb") as out,
             ):
                 shutil.copyfileobj(content, out, _BLOCK)

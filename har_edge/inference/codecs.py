@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, ModelError
-from har_edge.files import read_regular
+from har_edge.files import read_member, read_regular
 from har_edge.inference.load_check import default_check
 
 if TYPE_CHECKING:
@@ -43,11 +43,17 @@ class FolderFiles:
         content = self.read(name)
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
-            if size > MAX_ARRAYS_BYTES:
-                raise ModelError(f"{self._folder / name}: arrays of {size} bytes, expected at most {MAX_ARRAYS_BYTES}")
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                return {key: np.asarray(archive[key]) for key in archive.files}
+                entries = archive.infolist()
+                size = sum(entry.file_size for entry in entries)
+                if size > MAX_ARRAYS_BYTES:
+                    raise ModelError(
+                        f"{self._folder / name}: arrays of {size} bytes, expected at most {MAX_ARRAYS_BYTES}"
+                    )
+                files = {entry.filename: read_member(archive, entry, MAX_ARRAYS_BYTES) for entry in entries}
+            return {
+                key.removesuffix(".npy"): np.asarray(np.load(io.BytesIO(array), allow_pickle=False))
+                for key, array in files.items()
+            }
         except _BROKEN as error:
             raise ModelError(f"{self._folder / name}: no arrays as .npz: {error}; fit the reducer again") from error
 

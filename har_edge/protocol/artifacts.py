@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -15,13 +16,14 @@ MAX_CHUNKS = 65_536
 MAX_HEADER_BYTES = 1024
 MAX_BYTES = 1024**3
 SHA256 = re.compile(r"[0-9a-f]{64}")
+_Hash = Annotated[str, msgspec.Meta(max_length=64)]
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The retained header at `slice/<sha256>`: how that content was divided; all chunks but the last one are full."""
 
     version: int
-    sha256: str
+    sha256: _Hash
     size: int
     chunk_bytes: int
     chunks: int

@@ -17,7 +17,7 @@ from har_edge.config.flows import FLOW_LEVEL, is_broker_url
 from har_edge.config.pipeline import PipelineConfig
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.protocol.topics import is_id
-from har_edge.tflite.manifest import SliceManifest, find_flaw
+from har_edge.tflite.manifest import SliceManifest, Text, find_flaw
 
 VERSION = 1
 # Version of deployments, heartbeats and node capabilities. It rises when an older node would fail.
@@ -49,9 +49,9 @@ class Placement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     """
 
     stage: _StageNumber
-    node: str
+    node: Text
     replica: _StageNumber = 0
-    standby: tuple[str, ...] = ()
+    standby: tuple[Text, ...] = ()
 
     @property
     def key(self) -> tuple[int, int]:
@@ -72,8 +72,8 @@ class Generation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     placements: tuple[Placement, ...]
     predicted_s: tuple[float, ...] = ()
     predicted_latency_s: float = 0.0
-    brokers: dict[str, str] = {}
-    flows: dict[str, str] = {}
+    brokers: dict[Text, Text] = {}
+    flows: dict[Text, Text] = {}
 
     def of(self, node: str) -> tuple[Placement, ...]:
         """Return what a node runs."""
@@ -93,11 +93,11 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     version: int
     revision: Annotated[int, msgspec.Meta(ge=0, lt=MAX_REVISION)]
-    author: str
+    author: Text
     started: Annotated[float, msgspec.Meta(ge=0.0)]
     config: PipelineConfig
     epoch: int = 0
-    files: dict[str, str] = {}
+    files: dict[Text, Text] = {}
     generations: Annotated[tuple[Generation, ...], msgspec.Meta(max_length=MAX_GENERATIONS)] = ()
 
     @property

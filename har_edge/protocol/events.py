@@ -26,6 +26,8 @@ from har_edge.protocol.training import TrainingMessage, decode_training
 _STATUS = "status"
 # Looking a member up in its enum takes as long as the rest of a comparison, for each message.
 _WINDOW, _ACTIVATION = Kind.WINDOW, Kind.ACTIVATION
+# Kinds of which a retained message is an old one: who starts must not take it for one of now.
+_PASSING = frozenset({Kind.WINDOW, Kind.ACTIVATION, Kind.RESULT, Kind.TRAINING})
 
 
 class TensorsEvent(msgspec.Struct, frozen=True, gc=False):
@@ -168,6 +170,11 @@ def decode(
     try:
         topic = read_topic(message.topic) if topics is None else topics.read(message.topic)
         kind = topic.kind
+        if _is_retained(message) and kind in _PASSING and not topic.retained:
+            raise MessageError(
+                "it was retained at the broker, as this kind never is, and so may be old; who sent it must not retain "
+                f"it: remove it with `mosquitto_pub -r -n -t {topic}`"
+            )
         if kind is _WINDOW or kind is _ACTIVATION:
             return TensorsEvent(topic, wire.decode(message.payload, limit, names))
         return _READERS[kind](topic, message)
@@ -252,4 +259,4 @@ def _check_sender(node: str, sender: str, what: str) -> None:
 
 
 def _is_retained(message: Delivery | Outgoing) -> bool:
-    return isinstance(message, Delivery) and message.retained
+    return type(message) is Delivery and message.retained

@@ -18,6 +18,9 @@ Cores = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
 Figure = Annotated[float, msgspec.Meta(ge=0, le=2**53)]
 # A node may report any capability; coordinator/candidates.py bounds it for planning.
 Claim = Annotated[float, msgspec.Meta(ge=0)]
+# Any text of a node. Its `detail` may be the error of a library; it cuts that to DETAIL characters itself.
+Word = Annotated[str, msgspec.Meta(max_length=2**14)]
+DETAIL = 4000
 # The most bytes of a status or heartbeat, and the most of what they list: far above what any node of ours says.
 MAX_BYTES = 256 * 1024
 MAX_COUNTERS = 1024
@@ -73,15 +76,15 @@ class NodeCapabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     protocol: Count
-    machine: str
-    system: str
+    machine: Word
+    system: Word
     cores: Cores
     memory_bytes: Count
-    runtime: str
+    runtime: Word
     speed: Claim
     link_bytes_per_s: Claim | None = None
     round_trip_s: Claim | None = None
-    delegate: str = ""
+    delegate: Word = ""
     packings: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=16)], ...], msgspec.Meta(max_length=16)] = ()
     routes: bool = False
     broker: BrokerOffer | None = None
@@ -96,15 +99,15 @@ class SliceInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
     index: Count
     count: Count
-    model: str
-    model_sha256: str
-    task: str
-    task_sha256: str
+    model: Word
+    model_sha256: Word
+    task: Word
+    task_sha256: Word
     start: Count = 0
     stop: Count = 0
-    runtime: str = ""
-    system: str = ""
-    delegate: str = ""
+    runtime: Word = ""
+    system: Word = ""
+    delegate: Word = ""
 
 
 class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -139,20 +142,20 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     became more (its clock, seconds since 1970; 0 where it does not say, or for never).
     """
 
-    node: str
-    role: str
+    node: Word
+    role: Word
     state: State
-    instance: str
+    instance: Word
     started: float
-    version: str = ""
-    client: str = ""
-    detail: str = ""
-    counters: Annotated[dict[str, Count], msgspec.Meta(max_length=MAX_COUNTERS)] = {}
+    version: Word = ""
+    client: Word = ""
+    detail: Word = ""
+    counters: Annotated[dict[Word, Count], msgspec.Meta(max_length=MAX_COUNTERS)] = {}
     device: NodeCapabilities | None = None
     epoch: Count = 0
     slice: SliceInfo | None = None
-    streams: Annotated[dict[str, StreamCount], msgspec.Meta(max_length=MAX_STREAMS)] = {}
-    sources: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_SOURCES)] = ()
+    streams: Annotated[dict[Word, StreamCount], msgspec.Meta(max_length=MAX_STREAMS)] = {}
+    sources: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_SOURCES)] = ()
     said: float = 0.0
     lost_at: float = 0.0
 
@@ -182,7 +185,7 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     stage: Count
     replica: Count
     phase: StagePhase
-    detail: str = ""
+    detail: Word = ""
     windows: Count = 0
     lost: Count = 0
     errors: Count = 0
@@ -192,9 +195,9 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
     queue_s: Figure = 0.0
     busy: Figure = 0.0
     idle_s: Figure = 0.0
-    lacks: str = ""
+    lacks: Word = ""
     routed: Count = 0
-    unreachable: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
+    unreachable: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
     refuses: Annotated[tuple[Count, ...], msgspec.Meta(max_length=MAX_STAGES)] = ()
     running_s: Figure = 0.0
 
@@ -202,8 +205,8 @@ class StageReport(msgspec.Struct, frozen=True, omit_defaults=True):
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True):
     """A sign of life. `time` is the clock of the node, `revision` the deployment it has read last."""
 
-    node: str
-    instance: str
+    node: Word
+    instance: Word
     number: Count
     time: Figure
     revision: Count = 0

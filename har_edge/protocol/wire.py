@@ -56,6 +56,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 _Id = Annotated[str, msgspec.Meta(max_length=MAX_ID_LENGTH)]
 _Label = Annotated[int, msgspec.Meta(ge=-(2**31), lt=2**31)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+_Dtype = Annotated[str, msgspec.Meta(max_length=8)]
 _Ref = Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | _Name
 _Missing = Annotated[tuple[_Id, ...], msgspec.Meta(min_length=1, max_length=MAX_MISSING)]
 _Run = Annotated[int, msgspec.Meta(ge=0)]  # MessagePack has no integer above 2^64 - 1
@@ -109,14 +110,14 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 class _Tensor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     ref: _Name
-    dtype: str
+    dtype: _Dtype
     shape: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_RANK)]
     data: memoryview
 
 
 class _Head(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     version: int
-    stream: str
+    stream: _Id
     seq: _Count
     epoch: _Count
     captured: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
@@ -133,7 +134,7 @@ class _Lacking(_Envelope, array_like=True, frozen=True, forbid_unknown_fields=Tr
 
 class _ShortTensor(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     ref: _Ref
-    dtype: str
+    dtype: _Dtype
     shape: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_RANK)]
     data: memoryview
 

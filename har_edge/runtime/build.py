@@ -18,7 +18,7 @@ from har_edge.codecs.files import ReducerFiles
 from har_edge.codecs.identity import IdentityReducer
 from har_edge.codecs.quantize import AffineQuantizer
 from har_edge.codecs.reducer import Reducer
-from har_edge.config.message_sizes import largest_message, tensor_bytes
+from har_edge.config.message_sizes import HEAD_BYTES, largest_message, tensor_bytes
 from har_edge.config.model_state import starts_fresh
 from har_edge.config.pipeline import Pipeline, PipelineConfig
 from har_edge.config.source_pieces import SourcePiece, find_pieces
@@ -191,7 +191,18 @@ def build_setup(
         delegate=applied_delegate(interpreter, delegate.value),
         saturations=tuple(watched.values()),
         program=loaded.program,
+        window_bytes=_window_bytes(pipeline),
+        sent=frozenset(spec.name for entry in pipeline.manifest.slices for spec in entry.outputs),
     )
+
+
+def _window_bytes(pipeline: Pipeline) -> int:
+    """Return the most bytes of a message with all sources of one window, whatever their reducers make of it.
+
+    A value of a source takes at most 8 bytes in any code that is one, and heads and names a little.
+    """
+    values = sum(pipeline.task.stream.length * pipeline.channels(source) for source in pipeline.task.inputs)
+    return HEAD_BYTES * (1 + len(pipeline.task.inputs)) + 8 * values
 
 
 def _check_files(folder: Path, entry: SliceEntry, check: LoadCheck, delegate: Delegate) -> None:

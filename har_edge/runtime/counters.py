@@ -20,7 +20,8 @@ class Counters:
     of a device that never left, since too many waited; `resent` windows that a sensor sent again; `incomplete` windows
     that it no longer awaits, since other sensors of the stream have not sent them; `quantised` values that entered what
     takes them by a fixed scale, and `saturated` those of them beyond its range; `clipped` values of activations that
-    lay beyond what their packing (float16, int8) carries.
+    lay beyond what their packing (float16, int8) carries; `shed` messages of a stream that sent more than its share,
+    which a deployed stage left to its sensors to send again.
     """
 
     windows: int = 0
@@ -44,6 +45,7 @@ class Counters:
     saturated: int = 0
     clipped: int = 0
     decoded: int = 0
+    shed: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Return the counters by name, for the status message."""

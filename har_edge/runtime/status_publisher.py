@@ -13,6 +13,7 @@ from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, PACKET_BYTES
 from har_edge.mqtt.bus import Bus, Session, Will
 from har_edge.protocol.leases import status_lease
 from har_edge.protocol.status import (
+    DETAIL,
     NodeCapabilities,
     NodeStatus,
     SliceInfo,
@@ -68,7 +69,7 @@ class Identity:
                 started=self.started,
                 version=__version__,
                 client=self.client,
-                detail=self.detail,
+                detail=self.detail[:DETAIL],
                 counters=counters or {},
                 device=self.device,
                 epoch=self.epoch,

@@ -24,6 +24,8 @@ MAX_TENSOR_ID = 2**32 - 1
 _Operator = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]  # a model's vector of operators holds no more
 # Limit of messages below wire version 3.
 MAX_PLAIN_NAME = 1024
+# Any text of a manifest, as it may come over the network: names of converted models have thousands of characters.
+Text = Annotated[str, msgspec.Meta(max_length=2**16)]
 # Limits of all messages (har_edge/protocol/wire.py).
 MAX_RANK = 8
 MAX_TENSORS = 4096
@@ -60,7 +62,7 @@ class TensorRegion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     by zeros: together with all shares but one it stands for the missing one.
     """
 
-    of: Annotated[str, msgspec.Meta(min_length=1)]
+    of: Annotated[str, msgspec.Meta(min_length=1, max_length=2**16)]
     axis: Annotated[int, msgspec.Meta(ge=0, lt=MAX_RANK)]
     start: Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
     stop: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
@@ -87,14 +89,14 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     (tflite/packing.py), as it is where that is empty; `shape` and `dtype` are those in the slices.
     """
 
-    name: str
+    name: Text
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Text
     id: Annotated[int, msgspec.Meta(ge=0, le=MAX_TENSOR_ID)] | None = None
     batched: bool = True
     region: TensorRegion | None = None
     flow: Annotated[int, msgspec.Meta(ge=0, lt=MAX_FLOWS)] = 0
-    packing: str = ""
+    packing: Text = ""
 
     @property
     def of(self) -> str:
@@ -109,8 +111,8 @@ class ShardStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     file, and give it inputs of other sizes.
     """
 
-    file: str
-    sha256: str
+    file: Text
+    sha256: Text
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
 
@@ -125,8 +127,8 @@ class SliceEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     once. `file` and `sha256` are those of the first step.
     """
 
-    file: str
-    sha256: str
+    file: Text
+    sha256: Text
     start: _Operator
     stop: _Operator
     inputs: tuple[TensorSpec, ...]
@@ -153,11 +155,11 @@ class SliceManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     """
 
     version: int
-    model: str
-    model_sha256: str
+    model: Text
+    model_sha256: Text
     slices: tuple[SliceEntry, ...]
     wire: Annotated[int, msgspec.Meta(ge=1)] = 1
-    labels: dict[str, tuple[str, ...]] = {}
+    labels: dict[Text, tuple[Text, ...]] = {}
 
     @property
     def tensors(self) -> Iterable[TensorSpec]:

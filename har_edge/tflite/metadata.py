@@ -19,6 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from har_edge.files import read_member
 from har_edge.tflite import schema
 from har_edge.tflite.model import Model
 
@@ -181,8 +182,7 @@ def _read_files(model: Model) -> tuple[dict[str, bytes], str]:
                 if len(files) >= MAX_FILES or total > MAX_FILES_BYTES:
                     return {}, f"the files behind it are more than {MAX_FILES} or {MAX_FILES_BYTES} bytes, and left out"
                 if not entry.is_dir():
-                    with archive.open(entry) as file:
-                        files[entry.filename] = file.read(entry.file_size + 1)
+                    files[entry.filename] = read_member(archive, entry, MAX_FILES_BYTES)
     except _NO_ARCHIVE as error:
         return {}, f"the files behind it cannot be read and are left out ({error})"
     return files, ""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.cli.commands.broker import default_directory
+from har_edge.cli.commands.broker import default_directory, plan_bytes
 from har_edge.cli.main import main
 from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker import launcher as broker_module
@@ -125,6 +125,15 @@ def test_without_mosquitto_it_says_what_to_do(
 def test_a_configuration_is_not_for_the_embedded_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["broker", "--embedded", "--config", "x.conf"]) == 2
     assert "error: --config is Mosquitto's; leave it away with --embedded" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_plan_follows_from_its_slices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two generations, two checkpoints, and 256 MiB under way at each cut, and a tenth more; 64 MiB beside."""
+    assert main(["slice", "fp32", "--at", "3", "--out", str(tmp_path / "slices")]) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "slices").glob("*.tflite"))
+    assert plan_bytes(tmp_path / "slices") == int(1.1 * (4 * size + 2 * 2**28)) + 2**26 and size > 10_000
+    assert main(["broker", "--embedded", "--slices", str(tmp_path / "slices")]) == 2
+    assert "--slices sets a limit of Mosquitto; leave it away with --embedded" in capsys.readouterr().err
 
 
 def test_brokers_of_other_ports_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from har_edge.cli.log_filter import MAX_STATEMENTS, MAX_TEXTS, QUIET_S, RepeatFilter
+from har_edge.cli.log_filter import EVERY_S, MAX_STATEMENTS, MAX_TEXTS, QUIET_S, RepeatFilter
 
 
 class Log:
@@ -38,10 +38,10 @@ def test_a_thousand_of_a_kind_are_one_line_and_then_one_with_their_number(log: L
     for seq in range(1000):
         log.logger.warning("gave up window %d of %s", seq, "anna")
     assert log.lines == ["gave up window 0 of anna"]
-    log.now = 10.0
+    log.now = EVERY_S
     log.logger.warning("gave up window %d of %s", 1000, "anna")
     assert log.lines[1:] == ["gave up window 1000 of anna (and 999 more like this since the last such line)"]
-    log.now = 20.0
+    log.now = 2 * EVERY_S
     log.logger.warning("gave up window %d of %s", 1001, "anna")
     assert log.lines[2:] == ["gave up window 1001 of anna"]
 
@@ -69,7 +69,7 @@ def test_texts_of_one_statement_are_bounded_and_all_are_counted(log: Log) -> Non
         log.logger.warning("dropped a message on %s", f"window/{name}/chest")
     first = [f"dropped a message on window/{name}/chest" for name in names[: MAX_TEXTS + 1]]
     assert log.lines == first
-    log.now = 10.0
+    log.now = EVERY_S
     log.logger.warning("dropped a message on %s", "window/other/chest")
     log.repeats.finish(log.handler)
     assert log.lines[len(first) :] == [
@@ -80,7 +80,7 @@ def test_texts_of_one_statement_are_bounded_and_all_are_counted(log: Log) -> Non
 def test_others_beyond_the_texts_that_are_known_do_not_hide_these(log: Log) -> None:
     for name in "abcdefghijkl":
         log.logger.warning("from %s", name)
-    log.now = 10.0
+    log.now = EVERY_S
     log.logger.warning("from %s", "a")
     log.repeats.finish(log.handler)
     assert log.lines == [

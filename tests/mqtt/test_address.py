@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from har_edge.errors import ConfigError
+from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.address import PASSWORD_VARIABLE, USERNAME_VARIABLE, Address, read_address
+from har_edge.mqtt.clients.transport import tls_context
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +84,18 @@ def test_certificates(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="certificates came for 'mqtt://pi', which is not encrypted; use mqtts://"):
         read_address("mqtt://pi", ca_file=file)
     assert read_address("mqtts://pi", ca_file=file, cert_file=file, key_file=file).ca_file == file
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_an_encrypted_key_asks_for_nothing_without_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL itself would ask at /dev/tty, and a service would wait for ever."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-passout", "pass:secret", "-subj", "/CN=stage"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    address = Address("broker", 8883, tls=True, ca_file=certificate, cert_file=certificate, key_file=key)
+    monkeypatch.setattr("sys.stdin", io.StringIO("secret\n"))
+    with pytest.raises(BrokerError, match=f"the key {key} is encrypted, and there is no terminal"):
+        tls_context(address)
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(BrokerError, match="there is no terminal at which to ask for its passphrase; decrypt it"):
+        tls_context(address)

@@ -36,6 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "/var/lib/har-edge; below it port-PORT for another port than 1883)",
     )
     parser.add_argument(
+        "--slices",
+        type=Path,
+        metavar="DIR",
+        help="folder of slices: give Mosquitto at least the memory that a plan with them needs",
+    )
+    parser.add_argument(
         "--embedded", action="store_true", help="run the broker of har_edge instead, which keeps all in memory"
     )
 
@@ -47,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.embedded and args.config:
         raise ConfigError("--config is Mosquitto's; leave it away with --embedded")
+    if args.embedded and args.slices:
+        raise ConfigError("--slices sets a limit of Mosquitto; leave it away with --embedded, whose bounds are fixed")
+    memory_bytes = plan_bytes(args.slices) if args.slices else 0
     stop = Stop().catch_signals()
     broker: RunningBroker
     if args.embedded:
@@ -58,8 +67,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         directory = args.directory or default_directory(args.port)
         broker = start_mosquitto(
-            find_config(args.config or Path("mosquitto.conf")), directory, host=args.host, port=args.port
+            find_config(args.config or Path("mosquitto.conf")),
+            directory,
+            host=args.host,
+            port=args.port,
+            memory_bytes=memory_bytes,
         )
+    if memory_bytes:
+        say(f"a plan with these slices needs {memory_bytes / 1e6:.0f} MB at the broker, with checkpoints of trainings")
     say(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C")
     if args.embedded:
         say(LIMITS)
@@ -71,6 +86,21 @@ def run(args: argparse.Namespace) -> int:
         broker.stop()
     print("broker stopped", file=sys.stderr)
     return 0
+
+
+def plan_bytes(folder: Path) -> int:
+    """Return how many bytes a broker needs for a plan with the slices in a folder."""
+    from har_edge.config.message_sizes import broker_bytes
+    from har_edge.runtime.build import UNDER_WAY_BYTES
+    from har_edge.tflite.manifest import load_manifest
+
+    manifest = load_manifest(folder)
+    files = {name for entry in manifest.slices for name in entry.files}
+    try:
+        size = sum((folder / name).stat().st_size for name in files)
+    except OSError as error:
+        raise ConfigError(f"cannot read a slice of {folder}: {error}; make them again with `har-edge slice`") from None
+    return broker_bytes(manifest, size, UNDER_WAY_BYTES)
 
 
 def find_config(path: Path) -> Path:

@@ -22,7 +22,7 @@ from har_edge.data.pictures import MAX_FILE_BYTES as MAX_PICTURE_BYTES
 from har_edge.data.pictures import AspectRule, PictureShape, decode_picture
 from har_edge.errors import DataError
 from har_edge.extras import require
-from har_edge.files import read_regular
+from har_edge.files import read_member, read_regular
 from har_edge.learning.data.datasets import (
     MAX_DATASET_BYTES,
     TEST_SHARE,
@@ -246,8 +246,8 @@ def _load_npz(path: Path) -> dict[str, Array]:
                 total += info.file_size
                 if total > MAX_DATASET_BYTES:
                     raise DataError(f"{path} unpacks to more than {MAX_DATASET_BYTES} bytes; split it")
-                with archive.open(info) as member:
-                    found[info.filename.removesuffix(".npy")] = _parse_npy(member.read(), f"{path}:{info.filename}")
+                content = read_member(archive, info, MAX_DATASET_BYTES)
+                found[info.filename.removesuffix(".npy")] = _parse_npy(content, f"{path}:{info.filename}")
     except _DAMAGED as error:
         raise DataError(f"{path} cannot be read: {error}; write it with numpy.savez_compressed") from error
     return found

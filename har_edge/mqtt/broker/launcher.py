@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pwd
+import re
 import shutil
 import socket
 import stat
@@ -21,12 +22,15 @@ from har_edge.mqtt.address import Address
 from har_edge.mqtt.broker.lock import locked
 from har_edge.mqtt.broker.ports import explain_taken, find_listener
 from har_edge.mqtt.broker.watchdog import Watchdog
-from har_edge.resources import closed_to
+from har_edge.resources import closed_to, find_folder
 
 _START_TIMEOUT_S = 10.0
 # Settings of a configuration that name a file.
 _FILES = ("password_file", "acl_file", "cafile", "certfile", "keyfile")
 _STOP_TIMEOUT_S = 5.0
+# The most memory that a broker with a configuration of har_edge takes, as a part of what the machine has.
+_MEMORY_SHARE = 0.75
+_MEMORY = re.compile(r"^memory_limit (\d+)$", re.MULTILINE)
 
 
 class RunningBroker(Protocol):
@@ -99,11 +103,19 @@ def mosquitto_version(executable: Path) -> str:
 
 
 def start_mosquitto(
-    config: Path, directory: Path, *, host: str = "127.0.0.1", port: int = 0, extra: str = "", log: Path | None = None
+    config: Path,
+    directory: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    extra: str = "",
+    log: Path | None = None,
+    memory_bytes: int = 0,
 ) -> Mosquitto:
     """Run Mosquitto with a configuration of `brokers/`, its database in `directory`, and wait until it answers.
 
-    `port` 0 takes a free port; `extra` is appended to the configuration. Raises BrokerError when Mosquitto is not
+    `port` 0 takes a free port; `extra` is appended to the configuration. The memory limit of har_edge's own ones
+    is raised to what the machine has room for, and to `memory_bytes` at least. Raises BrokerError when Mosquitto is not
     installed or does not start, when the port is taken, or when another broker has its files in the directory. Raises
     ConfigError when the configuration, or a file that it names, cannot be read.
     """
@@ -114,6 +126,7 @@ def start_mosquitto(
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the broker configuration {config}: {error}") from None
+    text = raise_memory_limit(text, config, memory_bytes)
     check_files(text + extra, config)
     port = port or free_port(host)
     check_free(host, port)
@@ -132,6 +145,14 @@ def start_mosquitto(
     broker = Mosquitto(Address(reachable(host), port, tls=tls), mosquitto_version(executable), process, log, watchdog)
     _await_listening(broker)
     return broker
+
+
+def raise_memory_limit(text: str, config: Path, least_bytes: int = 0) -> str:
+    """Return a configuration of har_edge with the memory limit for this machine; anybody else's stays as it is."""
+    if config.absolute().parent != find_folder("brokers").absolute():
+        return text
+    machine = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return _MEMORY.sub(lambda found: f"memory_limit {max(int(found[1]), machine, least_bytes)}", text)
 
 
 def named_files(text: str) -> list[tuple[str, Path]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,10 +115,24 @@ def tls_context(address: Address) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
         if address.cert_file:
-            context.load_cert_chain(address.cert_file, address.key_file)
+            key = address.key_file or address.cert_file
+            context.load_cert_chain(address.cert_file, address.key_file, lambda: _ask_passphrase(key))
     except (OSError, ssl.SSLError) as error:
         raise BrokerError(f"cannot use the certificates for {address.url}: {error}; expected PEM files") from None
     return context
+
+
+@lru_cache(maxsize=8)  # asked once, and not again at each connection
+def _ask_passphrase(key: Path) -> str:
+    """Return the passphrase of an encrypted key, from the terminal; raise BrokerError where there is none to ask at."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise BrokerError(
+            f"the key {key} is encrypted, and there is no terminal at which to ask for its passphrase; decrypt it "
+            f"(openssl pkey -in {key} -out PLAIN) and protect the file by its permissions (chmod 600)"
+        )
+    import getpass
+
+    return getpass.getpass(f"passphrase of {key}: ")
 
 
 def open_socket(address: Address) -> socket.socket:

@@ -22,7 +22,7 @@ from har_edge.protocol.artifacts import MAX_BYTES
 from har_edge.protocol.deployment import Deployment, Phase, session_name
 from har_edge.protocol.flow_routes import FlowRoutes, flow_routes
 from har_edge.protocol.leases import placement_lease
-from har_edge.protocol.status import StagePhase, StageReport
+from har_edge.protocol.status import DETAIL, StagePhase, StageReport
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.artifact_store import Store
 from har_edge.runtime.artifacts import ArtifactUnavailable, fetch, fetch_session
@@ -220,7 +220,7 @@ class Worker:
             stage=replica_id.stage,
             replica=replica_id.replica,
             phase=self._phase_at(now, phase),
-            detail=detail,
+            detail=detail[:DETAIL],
             windows=metrics.windows,
             lost=metrics.lost,
             errors=metrics.errors,

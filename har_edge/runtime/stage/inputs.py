@@ -10,6 +10,7 @@ from har_edge.config.source_pieces import SourcePiece, piece_of
 from har_edge.errors import MessageError
 from har_edge.inference.saturation import totals
 from har_edge.protocol import wire
+from har_edge.protocol.text import listed
 from har_edge.protocol.topics import ALL_SOURCES, Kind, Topic
 from har_edge.runtime.counters import Counters
 from har_edge.runtime.stage.packed import TensorUnpacker
@@ -27,6 +28,7 @@ class InputReader:
         entered = set(setup.wiring.sources.values())
         self._regions = {spec.name: spec.region for spec in taken if spec.name in entered and spec.region is not None}
         self._pieces = {piece.level: piece for piece in self._find_pieces()}
+        self._sources = frozenset(setup.task.inputs)
         self._levels = {level: frozenset(names) for level, names in setup.wiring.levels.items()}
 
     @property
@@ -78,6 +80,7 @@ class InputReader:
         if topic.kind is Kind.WINDOW:
             stream = topic.levels[0]
             level, tensors = topic.levels[1], message.tensors
+            self._check_content(message, self._sources)
             if level in self._pieces:
                 level, tensors = self._complete(self._pieces[level], message)
             parts = {
@@ -90,6 +93,7 @@ class InputReader:
             self._counters.quantised, self._counters.saturated = totals(setup.saturations)
         else:
             maker, stream = topic.levels[1], topic.levels[2]
+            self._check_content(message, setup.sent)
             names = self._levels.get(maker, frozenset())
             parts = {name: message.tensors[name] for name in names if name in message.tensors}
             if len(parts) < len(names):
@@ -112,6 +116,17 @@ class InputReader:
                 f"activations to miss something, and of {', '.join(setup.task.inputs)}"
             )
         return parts
+
+    def _check_content(self, message: wire.Message, known: frozenset[str]) -> None:
+        """Refuse tensors that no stage takes: they would only fill memory, here and at the broker."""
+        if not known or (message.tensors.keys() <= known and not message.unknown):
+            return
+        strange = [name for name in message.tensors if name not in known] + [f"id {one}" for one in message.unknown]
+        if len(strange) < len(message.tensors) + len(message.unknown):  # else nothing of use came, as `read` says
+            raise MessageError(
+                f"{listed([text[:64] for text in strange])} came beside what stages take; expected nothing but "
+                f"{listed(sorted(known))}: slices and sensors of one cut on all nodes"
+            )
 
     def _check_batch(self, message: wire.Message, parts: Mapping[str, Array]) -> None:
         for name, array in parts.items():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.wire import Message
 from har_edge.runtime.stage.streams import Streams
@@ -17,6 +16,7 @@ from har_edge.runtime.stage.window import (
     Array,
     Key,
     PartialWindow,
+    Slot,
     WindowEvent,
     WindowState,
     merge,
@@ -40,6 +40,10 @@ class MissingSourceFallback:
 
 class Join:
     """Collects parts by (stream, seq) until all wanted ones are there, or until the window may be run without the rest.
+
+    Parts in messages of different numbers of windows never go together, and hinder each other in nothing: a sensor that
+    begins anew with another --batch, or a forged part, leaves the windows of the others alone. When too much waits, the
+    oldest window of the stream that has most waiting goes first (Streams.share).
 
     Waiting is bounded: at most `capacity` windows wait, and `held_bytes` of messages, each at most `timeout_s`; what no
     longer waits is returned, in the state that follows (window.py), so that the caller counts it. A part that comes
@@ -74,7 +78,7 @@ class Join:
         self._held_bytes = held_bytes
         self._wanted, self._timeout_s, self._capacity, self._fallback = wanted, timeout_s, capacity, fallback
         self._held_bytes, self._late = held_bytes, late
-        self._waiting: OrderedDict[Key, PartialWindow] = OrderedDict()
+        self._waiting: OrderedDict[Slot, PartialWindow] = OrderedDict()
         # The capture time of each part of the windows run last; the one run last is at the end.
         self._run: OrderedDict[Key, dict[str, tuple[float, ...]]] = OrderedDict()
         self.streams = Streams()
@@ -95,23 +99,23 @@ class Join:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def find(self, key: Key) -> PartialWindow | None:
-        """Return the window of this stream and number, if it waits."""
-        return self._waiting.get(key)
+    def find(self, slot: Slot) -> PartialWindow | None:
+        """Return the window of this stream, number and batch, if it waits."""
+        return self._waiting.get(slot)
 
     @property
     def windows(self) -> Collection[PartialWindow]:
         """The windows that wait."""
         return self._waiting.values()
 
-    def remove(self, key: Key) -> None:
+    def remove(self, slot: Slot) -> None:
         """Forget a window that waits."""
-        self._remove(key)
+        self._remove(slot)
 
-    def expel(self, key: Key) -> None:
+    def expel(self, slot: Slot) -> None:
         """Let a window that waits be evicted next."""
-        self._waiting[key].deadline = -math.inf
-        self._waiting.move_to_end(key, last=False)
+        self._waiting[slot].deadline = -math.inf
+        self._waiting.move_to_end(slot, last=False)
 
     def pass_by(self) -> None:
         """Count a message that is no part of a window: it cannot be acknowledged before those of waiting windows."""
@@ -137,26 +141,21 @@ class Join:
         """Return whether the window of these parts was run without them, and neither it nor its stream begins anew."""
         key = (message.stream, message.seq)
         known = self._run.get(key)
-        if self._fallback is None or known is None or key in self._waiting:
+        if self._fallback is None or known is None or (*key, message.count) in self._waiting:
             return False
         return known.keys().isdisjoint(parts) and self.streams.find(message.stream).last_run >= message.seq
 
     def add(self, message: Message, parts: Mapping[str, Array], delivery: Delivery, now: float) -> PartialWindow | None:
-        """Add the parts of one message; return the window once it is complete.
-
-        Raises MessageError when the sources disagree on how many windows a message carries.
-        """
-        key = (message.stream, message.seq)
-        window = self._waiting.get(key)
+        """Add the parts of one message; return the window once it is complete."""
+        key, count = (message.stream, message.seq), message.count
+        slot = (*key, count)
+        window = self._waiting.get(slot)
         if window is None:
             window = self._open(message, key, now)
             if len(parts) < len(self._wanted):
-                self._waiting[key] = window
-        elif window.message.count != message.count:
-            raise MessageError(
-                f"window {message.seq} of {message.stream!r} came in a batch of {message.count} and in one of "
-                f"{window.message.count}; give all sensors of a stream the same --batch"
-            )
+                self._waiting[slot] = window
+            if count not in (batches := self.streams.find(message.stream).batches):
+                self.streams.of(message.stream).batches = (*batches[-1:], count)
         else:
             window.message = merge(window.message, message)
         self._came += 1
@@ -177,7 +176,7 @@ class Join:
             self._nbytes += nbytes
             window.nbytes += nbytes
             return None
-        if self._waiting.pop(key, None):
+        if self._waiting.pop(slot, None):
             self._nbytes -= window.nbytes
         window.nbytes += nbytes
         window.take(WindowEvent.LAST_PART)
@@ -188,11 +187,11 @@ class Join:
         """Return the capture time of each part that a window was run with; nothing where it is not known."""
         return self._run.get(key, {})
 
-    def decode(self, key: Key) -> PartialWindow:
+    def decode(self, slot: Slot) -> PartialWindow:
         """Return a window that waits, and forget it: its steps are run without the parts that it lacks."""
-        window = self._remove(key)
+        window = self._remove(slot)
         window.take(WindowEvent.DECODED)
-        self._remember(key, window)
+        self._remember(window.key, window)
         return window
 
     def resume(self, window: PartialWindow, now: float) -> None:
@@ -200,7 +199,7 @@ class Join:
         window.take(WindowEvent.PART)
         window.came, window.deadline, window.position = now, now + self._timeout_s, self._came
         self._nbytes += window.nbytes
-        self._waiting[window.key] = window
+        self._waiting[window.slot] = window
 
     def is_quiet(self, now: float) -> bool:
         """Return whether `expire_missing` and `evict` have nothing to do: all is young, and there is room."""
@@ -215,41 +214,38 @@ class Join:
     def expire_missing(self, now: float) -> list[PartialWindow]:
         """Return, and forget, the windows to run without the sources they lack, and those that are stale, oldest first.
 
-        Without `fallback` there are none. When too many wait, the oldest goes early.
+        Without `fallback` there are none. When too much waits, some go early.
         """
-        if self._fallback is None:
+        if self._fallback is None or not (now >= self._fallback_at or self._is_crowded):
             return []
-        crowd = max(len(self._waiting) - self._capacity, self._nbytes > self._held_bytes)
-        if now < self._fallback_at and crowd <= 0:
-            return []
+        surplus = frozenset(self._find_surplus())
         due, self._fallback_at = [], math.inf
-        for place, (key, window) in enumerate(self._waiting.items()):
+        for slot, window in self._waiting.items():
             if not self._lacks_only_sources(window):
                 continue
-            if place < crowd or now >= self._due(window):
-                due.append(key)
+            if slot in surplus or now >= self._due(window):
+                due.append(slot)
             else:
                 self._fallback_at = min(self._fallback_at, self._due(window))
-        return [self._run_partially(key) for key in due]
+        return [self._run_partially(slot) for slot in due]
 
     def evict(self, now: float) -> list[PartialWindow]:
         """Return, and forget, the windows that waited too long, are too many or are stale, oldest first."""
         if not self._waiting:
             return []
-        evicted: list[PartialWindow] = []
         if now >= self._look_at or len(self._waiting) > self._capacity:
             self._mark_overtaken(now)
+        evicted = [self._evict(slot) for slot in self._find_surplus()]
         while self._waiting:
             oldest = next(iter(self._waiting.values()))
-            many = len(self._waiting) > self._capacity or self._nbytes > self._held_bytes
-            if not many and now < oldest.deadline and not self._holds_up(oldest):
+            if now < oldest.deadline and not self._holds_up(oldest):
                 break
-            evicted.append(self._evict(oldest.key))
+            evicted.append(self._evict(oldest.slot))
         return evicted
 
     def evict_all(self) -> list[PartialWindow]:
         """Return, and forget, all windows but those that will be run without what they lack, oldest first."""
-        return [self._evict(key) for key, one in list(self._waiting.items()) if not self._lacks_only_sources(one)]
+        return [self._evict(slot) for slot, one in list(self._waiting.items()) if not self._lacks_only_sources(one)]
 
     def missing(self, window: PartialWindow) -> list[str]:
         """Return the names of the parts that have not come."""
@@ -273,22 +269,54 @@ class Join:
             return False
         return not self._lacks_only_sources(window)
 
-    def _remove(self, key: Key) -> PartialWindow:
-        window = self._waiting.pop(key)
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self._waiting) > self._capacity or self._nbytes > self._held_bytes
+
+    def _find_surplus(self) -> list[Slot]:
+        """Return the windows that must go, since too many or too large ones wait: of each share what it has too much.
+
+        Overtaken windows go first, then the oldest one of the share that has most waiting.
+        """
+        if not self._is_crowded:
+            return []
+        shares: dict[str, deque[PartialWindow]] = {}
+        overtaken = deque[PartialWindow]()
+        for window in self._waiting.values():
+            if window.state is WindowState.OVERTAKEN:
+                overtaken.append(window)
+            else:
+                shares.setdefault(self.streams.share(window.message.stream), deque()).append(window)
+        number, nbytes, surplus = len(self._waiting), self._nbytes, list[Slot]()
+        held = {share: sum([one.nbytes for one in windows]) for share, windows in shares.items()}
+        while number > self._capacity or nbytes > self._held_bytes:
+            if overtaken:
+                window = overtaken.popleft()
+            else:
+                by_size = nbytes > self._held_bytes
+                share = max(held, key=lambda one: (held[one] if by_size else len(shares[one])) if shares[one] else -1)
+                window = shares[share].popleft()
+                held[share] -= window.nbytes
+            surplus.append(window.slot)
+            number, nbytes = number - 1, nbytes - window.nbytes
+        return surplus
+
+    def _remove(self, slot: Slot) -> PartialWindow:
+        window = self._waiting.pop(slot)
         self._nbytes -= window.nbytes
         return window
 
-    def _run_partially(self, key: Key) -> PartialWindow:
-        window = self._remove(key)
+    def _run_partially(self, slot: Slot) -> PartialWindow:
+        window = self._remove(slot)
         if self._is_stale(window):
             window.take(WindowEvent.SETTLED_BEFORE if window.settled_before else WindowEvent.SOURCES_WENT_ON)
         else:
             window.take(WindowEvent.SOURCES_MISSING)
-            self._remember(key, window)
+            self._remember(window.key, window)
         return window
 
-    def _evict(self, key: Key) -> PartialWindow:
-        window = self._remove(key)
+    def _evict(self, slot: Slot) -> PartialWindow:
+        window = self._remove(slot)
         if window.settled_before and self._late.isdisjoint(self._wanted - window.parts.keys()):
             window.take(WindowEvent.SETTLED_BEFORE)
         elif self._is_stale(window):

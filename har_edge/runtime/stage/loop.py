@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Collection
 
 import msgspec
@@ -14,6 +13,7 @@ from har_edge.protocol.events import StatusEvent, decode
 from har_edge.protocol.status import State
 from har_edge.protocol.topics import Topics
 from har_edge.runtime.sender import Sender, drain
+from har_edge.runtime.stage.fair_queue import FairQueue
 from har_edge.runtime.stage.stage import Stage
 from har_edge.runtime.status_publisher import Identity, StatusPublisher
 from har_edge.runtime.stop import POLL_S, Stop
@@ -67,7 +67,7 @@ class StageLoop:
         self.called_at = 0.0
         self._bus, self._stage, self._stop = bus, stage, stop
         self._sender = Sender(bus, stage.counters, "start the next stage")
-        self._arrived: deque[tuple[float, Delivery]] = deque()
+        self._arrived = FairQueue()
         self._room_bytes = QUEUED_BYTES
         self._reconnects = bus.traffic.reconnects
         self._handled, self._queued_s, self._busy_s, self._messages = 0, 0.0, 0.0, 0
@@ -90,7 +90,7 @@ class StageLoop:
         while self._arrived and not self._stop.asked and now < until:
             if self._stage.full and self._stage.ready:
                 break
-            since, delivery = self._arrived.popleft()
+            since, delivery = self._arrived.pop()
             self._room_bytes += len(delivery.payload) + MESSAGE_BYTES
             self._handled += 1
             self._queued_s += now - since
@@ -102,7 +102,8 @@ class StageLoop:
         if self._stage.ready and not self._stop.asked:  # one step: what it gives leaves with the next poll
             for outgoing in self._stage.step():
                 self._sender.send(outgoing)
-        for outgoing in self._stage.tick(self._arrived[0][0] if self._arrived else began):
+        oldest = self._arrived.oldest
+        for outgoing in self._stage.tick(began if oldest is None else oldest):
             self._sender.send(outgoing)
         now = time.monotonic()
         self.called_at = 0.0
@@ -134,10 +135,20 @@ class StageLoop:
             self._arrived.clear()
             self._room_bytes = QUEUED_BYTES
         now = time.monotonic()
-        self._arrived.extend((now, delivery) for delivery in came)
-        self._room_bytes -= sum([len(delivery.payload) for delivery in came]) + MESSAGE_BYTES * len(came)
+        for delivery in came:
+            self._queue(delivery, now)
         self.working |= bool(came)
         return now
+
+    def _queue(self, delivery: Delivery, now: float) -> None:
+        """Let a message wait in its share; of a stream that floods this stage, those beyond its share go at once."""
+        share = self._stage.share_of(delivery.topic)
+        if self._room_bytes < QUEUED_BYTES // 2:
+            for outgoing in self._stage.shed(delivery, self._arrived.count(share)):
+                self._sender.send(outgoing)
+                return
+        self._arrived.push(share, (now, delivery))
+        self._room_bytes -= len(delivery.payload) + MESSAGE_BYTES
 
     def _count(self, now: float) -> None:
         counters, before = self._stage.counters, self._messages

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from har_edge.mqtt.bus import Delivery, Outgoing
-from har_edge.runtime.stage.window import Key, PartialWindow
+from har_edge.runtime.stage.streams import NEWCOMERS
+from har_edge.runtime.stage.window import Key, PartialWindow, Slot
 
 # An entry counts for at least so many bytes. So the bound in bytes bounds the number too, to 4096 windows and 1024
 # outputs; more outputs would leave the processor's cache.
@@ -19,19 +20,26 @@ LEAST_OUTPUT_BYTES = 1024
 
 @dataclass(slots=True)
 class Shelved:
-    """A window that was released with parts missing, and when (monotonic seconds)."""
+    """A window that was released with parts missing, when (monotonic seconds), and in whose share (streams.py)."""
 
     window: PartialWindow
     at: float
     nbytes: int
+    share: str
 
 
 class ReplayBuffer:
-    """Keeps the parts of the windows that were released last, as far as they fit into `most_bytes`."""
+    """Keeps the parts of the windows that were released last, as far as they fit into `most_bytes`.
+
+    Beyond that, the share that holds most loses its oldest window.
+    """
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes, self._bytes = most_bytes, 0
-        self._shelved: OrderedDict[Key, Shelved] = OrderedDict()
+        self._shelved: OrderedDict[Slot, Shelved] = OrderedDict()
+        # The bytes of each share, and its windows, the oldest first.
+        self._held: dict[str, int] = {}
+        self._of_share: dict[str, dict[Slot, None]] = {}
 
     def __bool__(self) -> bool:
         """Whether any window is kept."""
@@ -40,31 +48,36 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return len(self._shelved)
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self._shelved
+    def __contains__(self, slot: Slot) -> bool:
+        return slot in self._shelved
 
-    def keep(self, window: PartialWindow, now: float) -> list[PartialWindow]:
+    def keep(self, window: PartialWindow, now: float, share: str = NEWCOMERS) -> list[PartialWindow]:
         """Keep a window; return those that had to go for it, oldest first."""
         nbytes = max(LEAST_WINDOW_BYTES, sum(part.nbytes for part in window.parts.values()))
         if nbytes > self._most_bytes:
             return [window]
-        self._shelved[window.key] = Shelved(_by_itself(window), now, nbytes)
+        gone = [self._drop(window.slot).window] if window.slot in self._shelved else []
+        self._shelved[window.slot] = Shelved(_by_itself(window), now, nbytes, share)
         self._bytes += nbytes
-        gone = []
+        self._held[share] = self._held.get(share, 0) + nbytes
+        self._of_share.setdefault(share, {})[window.slot] = None
         while self._bytes > self._most_bytes:
-            gone.append(self._drop(next(iter(self._shelved))).window)
+            largest = max(self._held, key=self._held.__getitem__)
+            gone.append(self._drop(next(iter(self._of_share[largest]))).window)
         return gone
 
-    def take(self, key: Key) -> Shelved | None:
-        """Return, and forget, the window of this stream and number, if it is kept."""
-        return self._drop(key) if key in self._shelved else None
+    def take(self, slot: Slot) -> Shelved | None:
+        """Return, and forget, the window of this stream, number and batch, if it is kept."""
+        return self._drop(slot) if slot in self._shelved else None
 
     def take_before(self, stream: str, captured: float) -> list[PartialWindow]:
         """Return, and forget, the windows of a stream that were captured before this (seconds since 1970)."""
-        keys = [
-            key for key, one in self._shelved.items() if key[0] == stream and one.window.message.captured[0] < captured
+        slots = [
+            slot
+            for slot, one in self._shelved.items()
+            if slot[0] == stream and one.window.message.captured[0] < captured
         ]
-        return [self._drop(key).window for key in keys]
+        return [self._drop(slot).window for slot in slots]
 
     def expire(self, before: float) -> list[PartialWindow]:
         """Return, and forget, the windows that were released before this (monotonic seconds), oldest first."""
@@ -73,9 +86,14 @@ class ReplayBuffer:
             gone.append(self._drop(next(iter(self._shelved))).window)
         return gone
 
-    def _drop(self, key: Key) -> Shelved:
-        shelved = self._shelved.pop(key)
+    def _drop(self, slot: Slot) -> Shelved:
+        shelved = self._shelved.pop(slot)
+        share = shelved.share
         self._bytes -= shelved.nbytes
+        self._held[share] -= shelved.nbytes
+        del self._of_share[share][slot]
+        if not self._of_share[share]:
+            del self._of_share[share], self._held[share]
         return shelved
 
 

@@ -38,6 +38,9 @@ class StageSetup:
     `delegate` is who computes the slice, for what its node says of itself. `saturations` count what the feeds quantise.
 
     A shard has a `program`, whose steps it runs one by one; `run` runs all of them.
+
+    No message of windows is larger than `window_bytes` for each window that it carries (0: no bound but that of a
+    message). `sent` are the names of all tensors that stages send, as far as these are known.
     """
 
     topics: Topics
@@ -61,6 +64,8 @@ class StageSetup:
     delegate: str = ""
     saturations: tuple[Saturation, ...] = ()
     program: ShardProgram | None = None
+    window_bytes: int = 0
+    sent: frozenset[str] = frozenset()
 
     @property
     def answers(self) -> bool:

@@ -96,7 +96,7 @@ class ShardStage(Stage):
         except MessageError as error:
             return [self._drop(window, error)]
         if run.complete and self._is_enough(window):
-            self._complete(self._join.decode(window.key))
+            self._complete(self._join.decode(window.slot))
         return self._end(window, outgoing) if run.complete and self._is_whole(window) else outgoing
 
     def _is_whole(self, window: PartialWindow) -> bool:
@@ -104,7 +104,7 @@ class ShardStage(Stage):
 
     def _is_enough(self, window: PartialWindow) -> bool:
         """Return whether a window that waits lacks nothing but shares for which a parity can stand."""
-        waits = bool(self._program.optional) and self._join.find(window.key) is window
+        waits = bool(self._program.optional) and self._join.find(window.slot) is window
         return waits and self._program.optional.issuperset(self._join.missing(window))
 
     def _candidates(self) -> Iterator[PartialWindow]:
@@ -163,7 +163,7 @@ class ShardStage(Stage):
         if window in self._whole:
             self._forget(window)
         else:
-            self._join.remove(window.key)
+            self._join.remove(window.slot)
         return self._reject(tuple(window.deliveries), f"window {window.message.seq} of {window.message.stream}", error)
 
     def _forget(self, window: PartialWindow) -> None:
@@ -182,7 +182,7 @@ class ShardStage(Stage):
         self, message: wire.Message, parts: Mapping[str, Array], delivery: Delivery, came: float
     ) -> PartialWindow | None:
         """Add the parts of a message; return the window once it is complete."""
-        window = self._join.find((message.stream, message.seq))
+        window = self._join.find((message.stream, message.seq, message.count))
         if window is not None and any(
             window.captured.get(name, message.captured) != message.captured for name in parts
         ):
@@ -192,7 +192,7 @@ class ShardStage(Stage):
             window.captured.clear()
             window.progress = None
         complete = self._join.add(message, parts, delivery, came)
-        window = complete or self._join.find((message.stream, message.seq))
+        window = complete or self._join.find((message.stream, message.seq, message.count))
         assert window is not None
         if window.progress is None:
             window.progress = ShardProgress(ShardRun(self._program, self._wanted, spares=True))
@@ -200,7 +200,7 @@ class ShardStage(Stage):
         window.progress.run.add(parts)
         rootless = complete is None and self._program.roots.isdisjoint(window.parts)
         if rootless and window.reopened and not delivery.duplicate:
-            self._join.expel(window.key)
+            self._join.expel(window.slot)
         return complete
 
     def _settle(
@@ -209,13 +209,15 @@ class ShardStage(Stage):
         """Release, and count, parts of a window that was run, or is being run, with them; else return nothing."""
         key = message.stream, message.seq
         for window in self._whole:
-            if window.key == key and all(window.captured.get(name) == message.captured for name in parts):
+            if window.slot == (*key, message.count) and all(
+                window.captured.get(name) == message.captured for name in parts
+            ):
                 window.deliveries.append(delivery)
                 self.counters.duplicates += message.count
                 return [Outgoing("", b"")]
         if not self._joins:
             return super()._settle(message, parts, delivery, came)
-        waiting = self._join.find(key)
+        waiting = self._join.find((*key, message.count))
         if waiting is None and self._is_late(message, parts):
             self._join.note(key, WindowEvent.LATE_PART)
             self.counters.late += message.count
@@ -239,7 +241,7 @@ class ShardStage(Stage):
     def _is_late(self, message: wire.Message, parts: Mapping[str, Array]) -> bool:
         """Return whether a window of the same run was run without these shares, a parity in their place."""
         key = message.stream, message.seq
-        if not self._program.optional.issuperset(parts) or key in self._replay:
+        if not self._program.optional.issuperset(parts) or (*key, message.count) in self._replay:
             return False
         known = self._join.run_with(key)
         return known.keys().isdisjoint(parts) and message.captured in known.values()

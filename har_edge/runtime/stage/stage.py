@@ -35,6 +35,10 @@ MOST_LOGGED = 1024  # how many other generations are logged
 REPLAY_BYTES = 16 * 1024 * 1024
 OUTPUT_BYTES = 1024 * 1024
 RECENT_S = 2.0
+# Beyond so many times the messages that all sensors of a stream may have out, they flood the stage.
+FLOOD, FLOOD_LEAST = 4, 64
+# A message of which at least so many bytes are none of a stage's parts does not wait with them.
+REST_BYTES = 16 * 1024
 # Windows for which there is always room, however large their parts are: in the join, and in the replay buffer.
 KEPT_WINDOWS = 2
 
@@ -104,6 +108,8 @@ class Stage:
             if not isinstance(event, TensorsEvent):
                 raise MessageError(reason_of(event, "windows or activations"))
             topic, message = event.topic, event.message
+            if topic.kind is Kind.WINDOW and setup.window_bytes:
+                _check_size(len(delivery.payload), message.count, setup.window_bytes)
             if self._is_foreign(topic, message):
                 self._join.pass_by()
                 return [Outgoing("", b"", (delivery,)), *self.tick(came)]
@@ -111,6 +117,7 @@ class Stage:
             self.counters.messages += 1
             if self._joins:
                 self._receive_limit.note(came)
+                delivery, message, parts = _without_rest(delivery, message, parts)
             if self._setup.answers:
                 self._quota.note(message.stream, came)
             settled = self._settle(message, parts, delivery, came)
@@ -125,6 +132,27 @@ class Stage:
         if window is not None:
             outgoing += self._complete(window)
         return outgoing
+
+    def share_of(self, topic: str) -> str:
+        """Return whose share of this stage a message on this topic takes: that of its stream (streams.py)."""
+        *_, kind, before, last = topic.split("/")[-3:]
+        return self._join.streams.share(before if kind == Kind.WINDOW.value else last)
+
+    def shed(self, delivery: Delivery, waiting: int) -> list[Outgoing]:
+        """Release a window of a share of which so many messages wait, where that is far more than sensors may send.
+
+        All sensors of a deployed stage send again what is not answered, and send less than this if they listen to the
+        `room` in results. Otherwise one that does not would fill the queue at the broker, and delay all others.
+        """
+        setup = self._setup
+        most = FLOOD * max(FLOOD_LEAST, setup.join_capacity) * max(1, len(setup.wiring.sources))
+        if not setup.deployed or not setup.wiring.sources or waiting < most:
+            return []
+        self.counters.shed += 1
+        _log.warning(
+            "left out %s: %d of its stream wait; its sensor sends more than results allow", delivery.topic, waiting
+        )
+        return [Outgoing("", b"", (delivery,))]
 
     @property
     def ready(self) -> bool:
@@ -232,7 +260,7 @@ class Stage:
             for old in self._replay.take_before(message.stream, message.captured[0]):
                 old.take(WindowEvent.STREAM_RESTARTED)
                 self.counters.leftover += old.message.count
-        shelved = self._replay.take(key)
+        shelved = self._replay.take((*key, message.count))
         if shelved is None:
             return
         if came < shelved.at + REPLAY_BUFFER_S:
@@ -283,7 +311,7 @@ class Stage:
         for name, captured in window.captured.items():
             if captured[0] > shelved.get(name, (0, -math.inf))[1]:
                 shelved[name] = message.seq, captured[0]
-        for one in self._replay.keep(window, self._monotonic()):
+        for one in self._replay.keep(window, self._monotonic(), self._join.streams.share(message.stream)):
             one.take(WindowEvent.EXPIRED)
             self.counters.given_up += one.message.count
             _log.warning("gave up window %d of %s: too many lack a part", one.message.seq, one.message.stream)
@@ -293,7 +321,8 @@ class Stage:
 
         All sensors of a deployed stage count themselves what is not answered: here it may have been.
         """
-        settled = window.reopened or (window.redelivered and bool(self._setup.wiring.peer_parts))
+        answered = window.reopened or bool(self._join.run_with(window.key))
+        settled = answered or (window.redelivered and bool(self._setup.wiring.peer_parts))
         window.take(WindowEvent.SETTLED_BEFORE if settled else WindowEvent.EXPIRED)
         if window.state is WindowState.LEFTOVER:
             self._count_leftover(window)
@@ -302,6 +331,8 @@ class Stage:
             self.counters.given_up += message.count
             later = self._join.streams.find(message.stream).last_run > message.seq
             hint = "; later ones came, so it may have been answered before a restart" if later else ""
+            if len(batches := self._join.streams.find(message.stream).batches) > 1:
+                hint += f"; batches of {batches[0]} and of {batches[1]} came: give all its sensors the same --batch"
             _log.warning("gave up window %d of %s: %s did not come%s", message.seq, message.stream, missing, hint)
 
     def _count_leftover(self, window: PartialWindow) -> None:
@@ -351,3 +382,24 @@ class Stage:
         self.complaint = f"{what}: {error}"
         _log.warning("dropped %s: %s", what, error)
         return Outgoing("", b"", deliveries)
+
+
+def _check_size(nbytes: int, count: int, window_bytes: int) -> None:
+    if nbytes > count * window_bytes:
+        raise MessageError(
+            f"{nbytes} bytes came for {count} windows; expected at most {window_bytes} a window, which all its sources "
+            "need: see what sent them"
+        )
+
+
+def _without_rest(
+    delivery: Delivery, message: wire.Message, parts: dict[str, Array]
+) -> tuple[Delivery, wire.Message, dict[str, Array]]:
+    """Return a message and its parts, as they may wait, without the bytes that they came in where these hold much else.
+
+    Parts are views of their message, which holds all of it in memory.
+    """
+    if len(delivery.payload) - sum([part.nbytes for part in parts.values()]) < REST_BYTES:
+        return delivery, message, parts
+    released, content = msgspec.structs.replace(delivery, payload=b""), msgspec.structs.replace(message, tensors={})
+    return released, content, {name: part.copy() for name, part in parts.items()}

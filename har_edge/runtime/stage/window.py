@@ -17,6 +17,7 @@ from har_edge.runtime.transitions import advance
 
 Array = npt.NDArray[Any]
 Key = tuple[str, int]
+Slot = tuple[str, int, int]  # a key, and the number of windows in a message: where parts wait for each other
 
 
 class WindowState(str, Enum):  # a str keeps its hash: the table is read for each message
@@ -117,6 +118,11 @@ class PartialWindow:
     @property
     def key(self) -> Key:
         return self.message.stream, self.message.seq
+
+    @property
+    def slot(self) -> Slot:
+        """Where it waits: parts in messages of another number of windows are of another one."""
+        return self.message.stream, self.message.seq, self.message.count
 
     @property
     def settled_before(self) -> bool:

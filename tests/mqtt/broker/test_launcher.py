@@ -14,7 +14,14 @@ import pytest
 
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.broker import embedded
-from har_edge.mqtt.broker.launcher import check_free, find_mosquitto, free_port, reachable, start_mosquitto
+from har_edge.mqtt.broker.launcher import (
+    check_free,
+    find_mosquitto,
+    free_port,
+    raise_memory_limit,
+    reachable,
+    start_mosquitto,
+)
 from har_edge.mqtt.broker.server import VERSION_TOPIC
 from har_edge.mqtt.bus import Bus, Delivery, Session
 from har_edge.mqtt.connect import ClientLibrary, MqttVersion, choose_client, open_bus
@@ -278,3 +285,15 @@ def test_the_embedded_broker_ends_with_whoever_started_it() -> None:
         time.sleep(0.02)
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+@pytest.mark.parametrize("name", ["mosquitto.conf", "secure.conf"])
+def test_the_memory_limit_follows_from_machine_and_plan(name: str, tmp_path: Path) -> None:
+    """Only in a configuration of har_edge; anybody else's stays as it is."""
+    shipped = find_folder("brokers") / name
+    text = shipped.read_text()
+    machine = int(0.75 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    assert "\nmemory_limit 1073741824\n" in text
+    assert f"\nmemory_limit {max(2**30, machine)}\n" in raise_memory_limit(text, shipped)
+    assert f"\nmemory_limit {2**50}\n" in raise_memory_limit(text, shipped, 2**50)
+    assert raise_memory_limit(text, tmp_path / name, 2**50) == text

@@ -1,11 +1,9 @@
 """Joining the parts of a window: complete or given up, bounded in time and number."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.wire import Message
 from har_edge.runtime.stage.join import REDELIVERED_S, REMEMBERED, Join
@@ -75,12 +73,57 @@ def test_capture_is_that_of_the_last_part_and_any_known_label_stays():
     assert gathered.message.captured == (3.0, 9.0) and gathered.message.truth == (None, 2)
 
 
-def test_sensors_that_disagree_on_the_batch_are_told_and_what_waits_stays():
+def test_parts_in_batches_of_another_size_never_hinder_each_other():
     join = join_of(("a", "b"))
     join.add(message(captured=(1.0, 2.0)), {"a": np.zeros(2)}, delivery(1), 0.0)
-    with pytest.raises(MessageError, match=r"in a batch of 1 and in one of 2; give all sensors .* the same --batch"):
-        join.add(message(captured=(1.0,)), {"b": np.zeros(1)}, delivery(2), 0.0)
-    assert join.add(message(captured=(1.0, 2.0)), {"b": np.zeros(2)}, delivery(3), 0.0) is not None
+    assert join.add(message(captured=(1.0,)), {"b": np.zeros(1)}, delivery(2), 0.0) is None
+    pair = join.add(message(captured=(1.0, 2.0)), {"b": np.ones(2)}, delivery(3), 0.0)
+    single = join.add(message(captured=(1.0,)), {"a": np.ones(1)}, delivery(4), 0.0)
+    assert pair is not None and [one.token[1] for one in pair.deliveries] == [1, 3]
+    assert single is not None and [one.token[1] for one in single.deliveries] == [2, 4]
+    assert len(join) == 0 and join.streams.find("s").batches == (2, 1)
+
+
+def waits(join):
+    return [(one.message.stream, one.message.seq) for one in join.windows]
+
+
+def known_streams(join, names):
+    """Let a window of each stream be run."""
+    for name in names:
+        join.add(message(0, name), {part: np.zeros(1) for part in PARTS}, delivery(1), 0.0)
+
+
+def test_a_stream_that_floods_the_join_loses_its_own_windows_only():
+    join = join_of(capacity=6)
+    known_streams(join, ("quiet", "flood"))
+    for seq in (1, 2):
+        join.add(message(seq, "quiet"), {"a": np.zeros(1)}, delivery(seq), 0.0)
+    for seq in range(1, 21):
+        join.add(message(seq, "flood"), {"a": np.zeros(1)}, delivery(seq), 0.0)
+        evicted = join.evict(0.0)
+        assert [one.message.stream for one in evicted] == ["flood"] * (seq > 4)
+    assert waits(join) == [("quiet", 1), ("quiet", 2), *(("flood", seq) for seq in range(17, 21))]
+
+
+def test_many_made_up_streams_have_one_share_together():
+    join = join_of(capacity=6)
+    known_streams(join, ("real",))
+    for seq in (1, 2, 3):
+        join.add(message(seq, "real"), {"a": np.zeros(1)}, delivery(seq), 0.0)
+    for seq in range(20):
+        join.add(message(5, f"made-up-{seq}"), {"a": np.zeros(1)}, delivery(seq), 0.0)
+        join.evict(0.0)
+    assert waits(join)[:3] == [("real", 1), ("real", 2), ("real", 3)] and len(join) == 6
+
+
+def test_the_share_with_most_bytes_goes_where_bytes_are_short():
+    join = Join(frozenset("ab"), timeout_s=10.0, capacity=100, held_bytes=1000)
+    for number, (stream, size) in enumerate([("small", 100), ("large", 700), ("small", 100), ("large", 700)]):
+        join.add(message(number, stream), {"a": np.zeros(size, np.uint8)}, delivery(number), 0.0)
+        for name in ("small", "large"):
+            join.streams.of(name).last_run = 0
+    assert [(one.message.stream, one.message.seq) for one in join.evict(0.0)] == [("large", 1)]
 
 
 def test_a_part_left_over_from_a_lost_connection_does_not_wait_for_companions_that_were_settled():

@@ -30,7 +30,7 @@ def window(seq: int, nbytes: int = 100, stream: str = "s") -> PartialWindow:
 def test_only_the_parts_are_held_not_the_messages_that_brought_them() -> None:
     buffer = ReplayBuffer(10_000)
     assert buffer.keep(window(0, 5000), 1.0) == []
-    shelved = buffer.take(("s", 0))
+    shelved = buffer.take(("s", 0, 1))
     assert shelved is not None and shelved.nbytes == 5000 and shelved.at == 1.0 and not buffer
     assert shelved.window.parts["code"].base is None and shelved.window.parts["code"].nbytes == 5000
     assert not shelved.window.deliveries and not shelved.window.message.tensors and shelved.window.message.count == 1
@@ -41,7 +41,16 @@ def test_the_oldest_go_for_the_newest_and_what_is_too_large_is_not_kept() -> Non
     assert buffer.keep(window(0, 5000), 1.0) == [] == buffer.keep(window(1, 5000), 2.0)
     assert [one.message.seq for one in buffer.keep(window(2, 5000), 3.0)] == [0]
     assert [one.message.seq for one in buffer.keep(window(3, 12_001), 4.0)] == [3]
-    assert [buffer.take(("s", seq)) is not None for seq in range(4)] == [False, True, True, False]
+    assert [buffer.take(("s", seq, 1)) is not None for seq in range(4)] == [False, True, True, False]
+
+
+def test_a_share_that_holds_most_loses_its_own_windows() -> None:
+    buffer = ReplayBuffer(20_000)
+    assert buffer.keep(window(0, 5000, "quiet"), 1.0, "quiet") == []
+    gone = [one.key for seq in range(6) for one in buffer.keep(window(seq, 5000, "flood"), 2.0 + seq, "flood")]
+    assert gone == [("flood", 0), ("flood", 1), ("flood", 2)]
+    assert [one.key for one in buffer.expire(99.0)] == [("quiet", 0), ("flood", 3), ("flood", 4), ("flood", 5)]
+    assert buffer.keep(window(0, 15_000), 3.0) == [] and len(buffer) == 1
 
 
 def test_many_small_windows_are_bounded_in_number() -> None:

@@ -179,12 +179,12 @@ def test_parts_of_another_run_of_the_only_source_never_go_together(monkeypatch):
     stage._one_source = True  # as of a model with one source: all parts have its time of capture
     stage.handle(window("chest", captured=5.0))
     stage.handle(window("arm", captured=6.0))  # a new run: what came of the old one is forgotten
-    assert not stage.ready and list(stage._join.find(("p", 0)).parts) == ["a"]
+    assert not stage.ready and list(stage._join.find(("p", 0, 1)).parts) == ["a"]
     old = halo(captured=5.0)
     (released,) = stage.handle(old)
     assert (released.topic, released.acks) == ("", (old,)) and stage.counters.duplicates == 1
     stage.handle(window("chest", captured=6.0))
-    assert stage.ready and rows("h", 2, 3, 5).name not in stage._join.find(("p", 0)).parts
+    assert stage.ready and rows("h", 2, 3, 5).name not in stage._join.find(("p", 0, 1)).parts
 
 
 @pytest.mark.parametrize("steps", [1, 2])

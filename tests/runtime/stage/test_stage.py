@@ -231,15 +231,6 @@ def test_a_part_sent_again_for_a_window_that_was_complete_is_released_at_once():
     assert stage.handle(redelivered) == [] and stage.waiting == 1
 
 
-def test_sensors_that_disagree_on_the_batch_are_told(caplog):
-    stage = small_stage()
-    stage.handle(part("chest", 0, captured=[1.0, 2.0]))
-    arm = part("arm", 0)
-    (released,) = stage.handle(arm)
-    assert released.acks == (arm,) and stage.counters.rejected == 1
-    assert "give all sensors of a stream the same --batch" in caplog.text
-
-
 def test_activations_of_an_earlier_stage_are_joined_and_checked(caplog):
     run = lambda values: {"scores": values["x"][:, :2] + values["y"][:, :2]}  # noqa: E731
     stage = small_stage(run=run, earlier={0: ("x", "y")})
