@@ -129,7 +129,7 @@ def test_a_configuration_is_not_for_the_embedded_one(capsys: pytest.CaptureFixtu
 
 def test_the_memory_of_a_plan_follows_from_its_slices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two generations, two checkpoints, and 256 MiB under way at each cut, and a tenth more; 64 MiB beside."""
-    assert main(["slice", "fp32", "--at", "3", "--out", str(tmp_path / "slices")]) == 0
+    assert main(["slice", "float", "--at", "4", "--out", str(tmp_path / "slices")]) == 0
     size = sum(path.stat().st_size for path in (tmp_path / "slices").glob("*.tflite"))
     assert plan_bytes(tmp_path / "slices") == int(1.1 * (4 * size + 2 * 2**28)) + 2**26 and size > 10_000
     assert main(["broker", "--embedded", "--slices", str(tmp_path / "slices")]) == 2
