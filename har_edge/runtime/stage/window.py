@@ -121,7 +121,7 @@ class PartialWindow:
 
     @property
     def slot(self) -> Slot:
-        """Where it waits: parts in messages of another number of windows are of another one."""
+        """The place where it waits: parts in messages of another number of windows have another one."""
         return self.message.stream, self.message.seq, self.message.count
 
     @property
