@@ -203,6 +203,7 @@ def make_settings(
         delta=args.delta,
         link_bytes_per_s=USUAL_LINK,
         by_speed=args.shares == "speed",
+        decays=args.loss == "cross-entropy",
         figures=figures,
     )
 

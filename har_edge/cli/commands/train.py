@@ -204,7 +204,8 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         "--server-optimizer",
         default="",
         metavar="SPEC",
-        help="one that steps by the mean change of workers with local steps (default: the mean change is added)",
+        help="one that steps by the mean change of workers with local steps (default: momentum where --optimizer is "
+        "auto, else it is added)",
     )
     group.add_argument(
         "--compress",

@@ -99,25 +99,37 @@ class _VectorOptimizer(ABC):
 
 
 class Sgd(_VectorOptimizer):
-    """Stochastic gradient descent."""
+    """Stochastic gradient descent; `decay` times the weights is added to the gradient (L2 regularisation)."""
+
+    def __init__(self, spec: str, size: int, schedule: RateSchedule, decay: float = 0.0) -> None:
+        """Build without any step done."""
+        super().__init__(spec, size, schedule)
+        self._decay = decay
 
     def _update(self, weights: Vector, gradient: Vector, rate: float) -> None:
-        weights -= np.multiply(gradient, np.float32(rate), out=self._scratch)
+        change = np.multiply(gradient, np.float32(rate), out=self._scratch)
+        if self._decay:
+            change += np.float32(rate * self._decay) * weights
+        weights -= change
 
 
 class Momentum(_VectorOptimizer):
-    """SGD with momentum, Polyak's or Nesterov's (Sutskever et al. 2013)."""
+    """SGD with momentum, Polyak's or Nesterov's (Sutskever et al. 2013); `decay` as in SGD."""
 
     vectors = ("velocity",)
 
-    def __init__(self, spec: str, size: int, schedule: RateSchedule, beta: float, nesterov: float) -> None:
+    def __init__(
+        self, spec: str, size: int, schedule: RateSchedule, beta: float, nesterov: float, decay: float = 0.0
+    ) -> None:
         """Build at rest, with a velocity of zeros."""
         super().__init__(spec, size, schedule)
-        self._beta, self._nesterov = np.float32(beta), bool(nesterov)
+        self._beta, self._nesterov, self._decay = np.float32(beta), bool(nesterov), decay
 
     def _update(self, weights: Vector, gradient: Vector, rate: float) -> None:
         velocity, change = self._state["velocity"], self._scratch
         np.multiply(gradient, np.float32(rate), out=change)
+        if self._decay:
+            change += np.float32(rate * self._decay) * weights
         velocity *= self._beta
         velocity -= change
         if self._nesterov:
@@ -205,9 +217,10 @@ _ADAM = {
     "beta2": _Option(0.999, 0, _BELOW_ONE),
     "epsilon": _Option(1e-7, 1e-20, 1),
 }
-_MOMENTUM = {"beta": _Option(0.9, 0, _BELOW_ONE), "nesterov": _Option(0, 0, 1, whole=True)}
+_L2 = {"decay": _Option(0.0, 0, 1)}
+_MOMENTUM = {**_L2, "beta": _Option(0.9, 0, _BELOW_ONE), "nesterov": _Option(0, 0, 1, whole=True)}
 _METHODS: dict[str, tuple[Callable[..., _VectorOptimizer], dict[str, _Option]]] = {
-    "sgd": (Sgd, {}),
+    "sgd": (Sgd, _L2),
     "momentum": (Momentum, _MOMENTUM),
     "adam": (Adam, _ADAM),
     "adamw": (Adam, {**_ADAM, "decay": _Option(0.004, 0, 1)}),

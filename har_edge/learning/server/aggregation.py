@@ -70,20 +70,23 @@ class AveragingAggregator:
     """Takes the mean of the workers' weights, by their samples (FedAvg; McMahan et al. 2017, algorithm 1).
 
     With an optimizer, the mean change, turned round, is the gradient of one of its steps (FedOpt; Reddi et al. 2021,
-    algorithm 1): `sgd:lr=1` would take the mean itself.
+    algorithm 1): `sgd:lr=1` would take the mean itself. `decay` is the part of the weights that the round takes
+    besides.
     """
 
     optimizer: Optimizer | None = None
+    decay: float = 0.0
 
     def apply(self, weights: Vector, contributions: Mapping[str, Contribution]) -> int:
         """Add the mean change, or step by it; nothing without samples."""
         parts = ordered(contributions)
         samples = sum(one.samples for one in parts)
         if self.optimizer is None:
+            weights *= np.float32(1 - self.decay if samples else 1)
             for one in parts:
                 add_share(weights, one.vector, one.samples / samples)
         elif samples:
-            gradient = np.zeros_like(weights)
+            gradient = np.float32(self.decay) * weights
             for one in parts:
                 add_share(gradient, one.vector, -one.samples / samples)
             self.optimizer.step(weights, gradient)

@@ -80,7 +80,7 @@ def choose_mode(costs: TrainingCosts) -> ModeChoice:
     """Return SYNC where one step a worker is long against an exchange, else LOCAL with as many steps as it takes.
 
     The number of steps is bounded so that an epoch has LEAST_ROUNDS rounds. One worker alone needs no other's weights
-    and makes MAX_LOCAL_STEPS at a time.
+    and shares no link: rounds of some tens of steps keep it busy already.
     """
     step_s = costs.step_s
     sync = costs.workers > 1 and step_s / (step_s + costs.exchange_s) >= SYNC_BUSY

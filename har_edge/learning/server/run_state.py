@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from har_edge.errors import ConfigError, ModelError
 from har_edge.learning.optimizers.optimizers import make_optimizer
+from har_edge.learning.optimizers.rates import AUTO as RATE_AUTO
 from har_edge.learning.optimizers.rates import with_steps
 from har_edge.learning.server.account import SampleAccount
 from har_edge.learning.server.aggregation import AveragingAggregator, GradientAggregator
 from har_edge.learning.server.checkpoints import VERSION, Checkpoint, bytes_of, vector_of
 from har_edge.learning.server.members import WorkerRecord
 from har_edge.learning.server.modes import ModeChoice, TrainingCosts, TrainingMode, choose_mode
-from har_edge.learning.server.recipes import choose_optimizer
+from har_edge.learning.server.recipes import choose_optimizer, choose_server_optimizer, explain_recipe
 from har_edge.learning.server.settings import ServerSettings
 from har_edge.learning.server.shares import ShareRule
 from har_edge.learning.updates.compression import make_compressor
@@ -81,9 +82,14 @@ def set_up(server: TrainingServer) -> None:
 
 def _choose_optimizers(server: TrainingServer, steps: int) -> None:
     settings, mode = server.settings, server.choice.mode
-    found = choose_optimizer(settings.optimizer, mode, server.batch, server.compress)
+    found = choose_optimizer(settings.optimizer, mode, server.batch, server.compress, decays=settings.decays)
     server.optimizer_text = with_steps(found, steps)
     server.server_text = settings.server_optimizer if mode is TrainingMode.LOCAL else ""
+    if settings.optimizer == RATE_AUTO and found.startswith("momentum"):
+        chooses = not settings.server_optimizer and not settings.job.noise  # momentum would keep noise up
+        server.server_text = choose_server_optimizer(mode, server.batch) if chooses else server.server_text
+        steps_too = chooses and bool(server.server_text)
+        server.lines.append(explain_recipe(mode, server.batch, server_steps=steps_too))
     if settings.server_optimizer and not server.server_text:
         server.lines.append(f"no optimizer steps by mean changes in mode {mode.value}: {settings.server_optimizer}")
 

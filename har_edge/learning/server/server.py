@@ -6,9 +6,14 @@ Messages and the time go in, messages come out. `evaluations` are measured and `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from har_edge.errors import MessageError
 from har_edge.learning.masking.rounds import MaskedRounds, MaskedUpdate
 from har_edge.learning.optimizers.optimizers import Optimizer
+from har_edge.learning.optimizers.rates import decay_between
 from har_edge.learning.privacy import PrivacyAccountant, UpdatePrivacy
 from har_edge.learning.server.aggregation import Aggregator, AveragingAggregator, Contribution, add_share
 from har_edge.learning.server.checkpoints import Checkpoint
@@ -297,6 +302,8 @@ class TrainingServer:
 
     def _end_round(self, now: float) -> None:
         if self._contributions:
+            if isinstance(self.aggregator, AveragingAggregator):
+                self.aggregator.decay = self._decay(self._contributions.values())
             self.aggregator.apply(self.weights, self._contributions)
             self._spend()
             scored = self.privacy is None
@@ -323,11 +330,18 @@ class TrainingServer:
         if contribution.samples:
             whole = self.choice.local_steps * self.settings.job.batch * workers
             share = min(1.0, contribution.samples / whole) / (1 + max(0, self.round - base))
-            add_share(self.weights, contribution.vector, share)
+            change = contribution.vector - np.float32(self._decay([contribution])) * self.weights
+            add_share(self.weights, change, share)
             self.record.add_round(self.round, self.epoch, [contribution], now)
         self._applied += 1
         if self._applied >= workers:
             self._applied, self.pool.round = 0, self.round + 1
+
+    def _decay(self, contributions: Iterable[Contribution]) -> float:
+        """Return the part of the weights that the decay of a round takes, by the mean of its local steps."""
+        shares = [samples for one in contributions for samples in one.shares]
+        steps = sum(one * one for one in shares) / max(1, sum(shares)) / self.settings.job.batch
+        return decay_between(self.optimizer_text, self.step, steps)
 
     def _end_epoch(self, now: float) -> bool:
         """Note the end of an epoch and begin the next; return whether there is one."""

@@ -33,7 +33,9 @@ class ServerSettings:
     `patience_s` without any. `grace_s` is added to each deadline. With `by_speed` shares follow measured speeds.
     `delta` is that of the privacy spent, where the job has noise. An `optimizer` of "auto" is chosen with the mode
     (server/recipes.py); `server_optimizer` steps by the mean change of workers that make steps of their own, "" adds
-    it. A task has `least_budget_s` at least before its worker sends what it has.
+    it, or steps with momentum where `optimizer` is "auto", too. With `decays` an optimizer that is chosen has weight
+    decay, which fits models that tell classes apart. A task has `least_budget_s` at least before its worker sends what
+    it has.
     """
 
     topics: Topics
@@ -54,6 +56,7 @@ class ServerSettings:
     link_bytes_per_s: float = 11.75e6
     by_speed: bool = True
     delta: float = 1e-5
+    decays: bool = True
     figures: TrainingFigures = TrainingFigures()
 
     @property

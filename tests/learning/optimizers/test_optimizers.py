@@ -14,7 +14,7 @@ from har_edge.learning.optimizers.schedules import RateSchedule
 SPECS = (
     "sgd:lr=0.05",
     "momentum:lr=0.05,beta=0.8",
-    "momentum:lr=0.05,nesterov=1",
+    "momentum:lr=0.05,nesterov=1,decay=0.01",
     "adam:lr=0.01",
     "adamw:lr=0.01,decay=0.1",
     "adam:lr=0.01,schedule=cosine,steps=7,floor=0.1,warmup=3",
@@ -39,6 +39,10 @@ def run(spec: str, *gradients: float) -> list[float]:
         ("momentum:lr=0.5,beta=0.5", (1, 1), (0.5, -0.25)),
         # w += 0.5 * velocity - 0.5: 1 - 0.25 - 0.5, then 0.25 - 0.375 - 0.5
         ("momentum:lr=0.5,beta=0.5,nesterov=1", (1, 1), (0.25, -0.625)),
+        # Decay is part of the gradient: 1 + 0.2 * 1, then -2 + 0.2 * 0.4
+        ("sgd:lr=0.5,decay=0.2", (1, -2), (0.4, 1.36)),
+        # velocity -0.5 * (1 + 0.2), then 0.5 * -0.6 - 0.5 * (1 + 0.2 * 0.4)
+        ("momentum:lr=0.5,beta=0.5,decay=0.2", (1, 1), (0.4, -0.44)),
         # A constant gradient has mean / sqrt(variance) = 1 after the corrections, whatever its size.
         ("adam:lr=0.1", (3, 3, 3), (0.9, 0.8, 0.7)),
         # 1 - 1 * 0.1 * 0.5 = 0.95, then the step of 0.1
