@@ -118,7 +118,23 @@ def check_deployable(args: argparse.Namespace, topics: Topics, model: Model, dat
 
 def check_pipeline(seen: RunningPipeline, topics: Topics, model: Model, data: Dataset | None) -> None:
     """Raise ConfigError where a model cannot be rolled out into a pipeline."""
-    from har_edge.coordinator.model_replacement import HEARS_OF_MODELS, check_replacement
+    from har_edge.coordinator.model_replacement import check_replacement
+
+    task = check_takes_models(seen, topics)
+    try:
+        check_replacement(model, task)
+        check_inputs(seen, model)
+        check_meaning(task, data)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the model does not fit pipeline {topics.pipeline}: {error}; train the model that runs there, or deploy "
+            "this one with a coordinator of its own"
+        ) from None
+
+
+def check_takes_models(seen: RunningPipeline, topics: Topics) -> Task:
+    """Return the task of a pipeline; ConfigError where it has no coordinator that rolls trained models out."""
+    from har_edge.coordinator.model_replacement import HEARS_OF_MODELS
     from har_edge.protocol.status import ALIVE
 
     start = f"start one first: `har-edge coordinator --model MODEL --pipeline {topics.pipeline}`"
@@ -135,16 +151,7 @@ def check_pipeline(seen: RunningPipeline, topics: Topics, model: Model, data: Da
             f"--deploy came, and the coordinator of pipeline {topics.pipeline} has deployed nothing yet; start nodes, "
             "and wait until `har-edge status` shows its stages"
         )
-    task = seen.plan.config.task
-    try:
-        check_replacement(model, task)
-        check_inputs(seen, model)
-        check_meaning(task, data)
-    except ConfigError as error:
-        raise ConfigError(
-            f"the model does not fit pipeline {topics.pipeline}: {error}; train the model that runs there, or deploy "
-            "this one with a coordinator of its own"
-        ) from None
+    return seen.plan.config.task
 
 
 def check_inputs(seen: RunningPipeline, model: Model) -> None:

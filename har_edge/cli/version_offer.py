@@ -174,7 +174,7 @@ def _await_baseline(live: LiveWatch, epoch: int, args: argparse.Namespace, stop:
     ):
         time.sleep(_POLL_S)
         came = live.of(epoch)
-    if len(came.right) < args.trial:
+    if len(came.right) < args.trial and len(came.alarms) < args.trial:
         say(
             f"trial: {len(came.right)} live windows of the deployed version with a known truth came ({came.others} "
             f"others), fewer than {args.trial}: live answers cannot decide"
@@ -186,11 +186,20 @@ def _has_no_truth(came: LiveCount, args: argparse.Namespace) -> bool:
     return not came.right and came.others >= args.trial
 
 
+def _both_shares(counted: LiveCount, before: LiveCount) -> str:
+    """Return the live answers of a new version and of the one before in words."""
+    if not counted.right:
+        said = f"{before.alarm_share:.1%} of {len(before.alarms)}" if before.alarms else "none"
+        return f"{counted.alarm_share:.1%} of {len(counted.alarms)} live pictures are called anomalous, before: {said}"
+    said = f"{before.accuracy:.4f} of {len(before.right)}" if before.right else "none with a known truth"
+    return f"live accuracy {counted.accuracy:.4f} of {len(counted.right)} windows, before: {said}"
+
+
 def _try_live(live: LiveWatch, older: int, newer: int, args: argparse.Namespace, stop: Stop) -> str:
     """Return what live windows say against the new generation, "" for nothing; wait until enough came."""
     from har_edge.learning.versions.live_answers import judge_live
 
-    say(f"trial: {args.trial} live windows with a known truth decide whether it stays")
+    say(f"trial: {args.trial} live windows decide whether it stays, by their truth or, of pictures, by alarms")
     until = time.monotonic() + TRIAL_S
     while time.monotonic() < until and not stop.asked:
         found = judge_live(live.of(older), live.of(newer), args.trial)
@@ -199,8 +208,7 @@ def _try_live(live: LiveWatch, older: int, newer: int, args: argparse.Namespace,
             break
         if found is not None:
             if not found:
-                said = f"{before.accuracy:.4f} of {len(before.right)}" if before.right else "none with a known truth"
-                say(f"trial: live accuracy {counted.accuracy:.4f} of {len(counted.right)} windows, before: {said}")
+                say(f"trial: {_both_shares(counted, before)}")
             return found
         time.sleep(_POLL_S)
     came = live.of(newer)

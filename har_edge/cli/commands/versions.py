@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     registry = VersionRegistry(args.folder)
     if not registry.versions:
-        raise ConfigError(
-            f"{args.folder} has no {FILE_NAME}; expected the --out folder of `har-edge train --on-devices --deploy`"
-        )
+        raise ConfigError(f"{args.folder} has no {FILE_NAME}; expected the --out folder of `har-edge train --deploy`")
     if args.deploy is not None:
         return _deploy(args, registry)
     if args.json:

@@ -1,9 +1,13 @@
-"""The live answers of the versions of a model, by generation: how many are right, where the truth is known."""
+"""The live answers of the versions of a model, by generation: how many are right, where the truth is known.
+
+Nobody knows the truth of live pictures: of detectors of anomalies it counts how many pictures each calls anomalous.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from har_edge.protocol.events import Event, ResultsEvent
@@ -16,15 +20,24 @@ _ERRORS = 2.0
 
 @dataclass(slots=True)
 class LiveCount:
-    """The last windows of one generation with a known truth, right or wrong, and how many others came."""
+    """The last windows of one generation with a known truth, right or wrong, and how many others came.
+
+    `alarms` says of the last of these others that a detector judged whether it called them anomalous.
+    """
 
     right: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
     others: int = 0
+    alarms: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     @property
     def accuracy(self) -> float:
         """The share of right answers; 0 without any."""
         return sum(self.right) / len(self.right) if self.right else 0.0
+
+    @property
+    def alarm_share(self) -> float:
+        """The share of pictures that were called anomalous; 0 without any."""
+        return sum(self.alarms) / len(self.alarms) if self.alarms else 0.0
 
 
 class LiveAnswers:
@@ -39,6 +52,8 @@ class LiveAnswers:
             count = self._counts.setdefault(result.epoch, LiveCount())
             if result.truth is None:
                 count.others += 1
+                if result.anomaly is not None:
+                    count.alarms.append(result.anomaly.anomaly)
             else:
                 count.right.append(result.truth == result.label_id)
             while len(self._counts) > MOST_EPOCHS:
@@ -53,18 +68,32 @@ def judge_live(older: LiveCount, newer: LiveCount, least: int) -> str | None:
     """Return what speaks against a new version by its live answers: "" for nothing, None while too few came.
 
     Both need `least` windows with a known truth. The new one must be worse by more than two standard errors of the
-    difference of two shares: fewer right answers may be chance.
+    difference of two shares: fewer right answers may be chance. Detectors are judged by the pictures that they call
+    anomalous where no truth is known: most pictures are normal, so many more of these are false alarms.
     """
+    if not newer.right and len(newer.alarms) >= least:
+        return _judge_alarms(older, newer, least)
     if len(newer.right) < least:
         return None
-    if len(older.right) < least:
-        return ""
-    known = len(older.right) + len(newer.right)
-    share = (sum(older.right) + sum(newer.right)) / known
-    error = math.sqrt(share * (1 - share) * (1 / len(older.right) + 1 / len(newer.right)))
-    if newer.accuracy >= older.accuracy - _ERRORS * error:
+    if len(older.right) < least or _excess(newer.right, older.right) >= -_ERRORS:
         return ""
     return (
         f"live accuracy {newer.accuracy:.4f} of {len(newer.right)} windows, against {older.accuracy:.4f} of "
         f"{len(older.right)} of the version before"
     )
+
+
+def _judge_alarms(older: LiveCount, newer: LiveCount, least: int) -> str:
+    if len(older.alarms) < least or _excess(newer.alarms, older.alarms) <= _ERRORS:
+        return ""
+    return (
+        f"it calls {newer.alarm_share:.1%} of {len(newer.alarms)} live pictures anomalous, against "
+        f"{older.alarm_share:.1%} of {len(older.alarms)} of the version before"
+    )
+
+
+def _excess(newer: Collection[bool], older: Collection[bool]) -> float:
+    """Return how much larger the share of the newer one is, in standard errors of the difference; 0 for equal ones."""
+    share = (sum(older) + sum(newer)) / (len(older) + len(newer))
+    error = math.sqrt(share * (1 - share) * (1 / len(older) + 1 / len(newer)))
+    return (sum(newer) / len(newer) - sum(older) / len(older)) / error if error else 0.0

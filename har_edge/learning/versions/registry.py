@@ -25,7 +25,7 @@ _VERSION = 1
 MAX_VERSIONS = 100
 MAX_FIGURES = 32
 # The figures that decide, in this order, and whether the higher one is better.
-DECIDING: Mapping[str, bool] = {"image_auroc": True, "accuracy": True, "loss": False}
+DECIDING: Mapping[str, bool] = {"image_auroc": True, "synthetic_auroc": True, "accuracy": True, "loss": False}
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 _Text = Annotated[str, msgspec.Meta(max_length=1000)]
 _Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from har_edge.learning.versions.live_answers import LiveAnswers, judge_live
+from har_edge.learning.versions.live_answers import LiveAnswers, LiveCount, judge_live
 from har_edge.learning.versions.registry import VersionRegistry, VersionState
 from har_edge.learning.versions.rollout import ScoredModel, offer_version
 from har_edge.mqtt.bus import Outgoing
@@ -129,3 +129,27 @@ def test_live_answers_speak_against_a_version_where_enough_are_known(
 ) -> None:
     counted = answers(*rows)
     assert judge_live(counted.of(1), counted.of(2), least) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((1, 19), (2, 18), ""),
+        ((20, 0), (1, 19), ""),
+        ((1, 9), (20, 0), ""),  # too few before
+        (
+            (1, 19),
+            (12, 8),
+            "it calls 60.0% of 20 live pictures anomalous, against 5.0% of 20 of the version before",
+        ),
+    ],
+)
+def test_a_detector_that_calls_many_more_live_pictures_anomalous_is_spoken_against(
+    before: tuple[int, int], after: tuple[int, int], expected: str
+) -> None:
+    counts = []
+    for bad, good in (before, after):
+        count = LiveCount(others=bad + good)
+        count.alarms.extend([True] * bad + [False] * good)
+        counts.append(count)
+    assert judge_live(*counts, 20) == expected
