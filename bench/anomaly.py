@@ -1,6 +1,7 @@
 """Measure detectors of anomalies: MNIST with one digit as normal, textures with synthetic defects, several nodes.
 
     python bench/anomaly.py mnist --data DIR --method autoencoder --out results.jsonl
+    python bench/anomaly.py digits --data DIR --features MOBILENET.tflite --method joint --out results.jsonl
     python bench/anomaly.py pca --data DIR --out results.jsonl
     python bench/anomaly.py textures --features MOBILENET.tflite --method padim --out results.jsonl
     python bench/anomaly.py full-padim --features MOBILENET.tflite --out results.jsonl
@@ -27,6 +28,7 @@ import anomaly_data
 import anomaly_devices
 import anomaly_padim
 import numpy as np
+from anomaly_digits import score_digits
 
 from har_edge.cli.console import say
 from har_edge.cli.main import main as har_edge
@@ -47,16 +49,26 @@ def main() -> None:
         for case, make in cases(args):
             if case not in done:
                 began = time.monotonic()
-                row = {"case": case, "command": args.command, **make()}
-                row["seconds"] = round(time.monotonic() - began, 1)
-                rows.append(row)
+                made = make()
+                seconds = round(time.monotonic() - began, 1)
+                new = [{"case": case, "command": args.command, **row, "seconds": seconds} for row in made]
+                rows += new
                 with args.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                    file.write("".join(json.dumps(row) + "\n" for row in new))
     print_table(rows)
 
 
-def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Row]]]:
-    """Yield the name of each case, and what makes it."""
+def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """Yield the name of each case, and what makes its rows."""
+    if args.command == "digits":  # one case: the features of the test are computed once for all
+        name = " ".join(["mnist", args.method, "together", *([f"most={args.most}"] if args.most else []), *args.more])
+        words = ["--features", str(args.features), *args.more]
+        yield name, lambda: list(score_digits(args.data, args.method, words, args.digits.split(","), args.most))
+    for case, make in _single_cases(args):
+        yield case, lambda make=make: [make()]
+
+
+def _single_cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Row]]]:
     extra = " ".join(args.more)
     if args.command == "mnist":
         for digit in args.digits.split(","):
@@ -186,11 +198,12 @@ def print_table(rows: list[Row]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("mnist", "pca", "textures", "full-padim", "devices", "table"))
+    parser.add_argument("command", choices=("mnist", "digits", "pca", "textures", "full-padim", "devices", "table"))
     parser.add_argument("--data", type=Path, help="folder with MNIST's idx files")
     parser.add_argument("--method", default="autoencoder")
     parser.add_argument("--features", type=Path, help="the network of padim and student")
     parser.add_argument("--workers", default="1,4")
+    parser.add_argument("--most", type=int, default=0, help="training pictures of a digit (0: all)")
     parser.add_argument("--digits", default=",".join(DIGITS))
     parser.add_argument("--out", type=Path, required=True)
     args, args.more = parser.parse_known_args()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from har_edge.cli.arguments import options
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
@@ -20,19 +21,21 @@ from har_edge.units import duration, plural, size
 if TYPE_CHECKING:
     from har_edge.config.anomaly import AnomalyNote
     from har_edge.evaluation.anomaly_metrics import AnomalyFigures
+    from har_edge.learning.anomaly.choosing import LearnedFeatures
     from har_edge.learning.anomaly.features import Features, NetworkFeatures
-    from har_edge.learning.anomaly.finishing import DataOrigin, FinishedDetector, LearnedFeatures
+    from har_edge.learning.anomaly.finishing import DataOrigin, FinishedDetector
     from har_edge.learning.anomaly.pictures import AnomalyPictures, NormalSplit
     from har_edge.learning.anomaly.statistics import FeatureStatistics
     from har_edge.learning.data.datasets import Dataset
     from har_edge.learning.preparation import TrainableModel
     from har_edge.learning.updates.vectors import Vector
+    from har_edge.protocol.topics import Topics
 
 DEFAULT_NAME = "anomaly"
 DEFAULT_OPTIMIZER = "adam:lr=0.002,schedule=cosine"
 DEFAULT_EPOCHS = 30
 AUTO = "auto"
-METHODS = ("autoencoder", "padim", "padim-full", "student")
+METHODS = ("autoencoder", "padim", "padim-full", "student", "joint")
 
 # How a network, or a sum of features, is trained: the model, its samples, the optimizer, passes, and a name for it.
 Train = Callable[["TrainableModel", "Dataset", str, int, str], "Vector"]
@@ -57,23 +60,30 @@ class AnomalyReport:
 
 def run_anomaly(args: argparse.Namespace) -> int:
     """Train each method that was asked for, keep the best, and write it with its figures."""
+    from har_edge.cli.anomaly_offer import check_offer
+    from har_edge.cli.reports.training_files import EXIT_INCOMPLETE
     from har_edge.data.pictures import AspectRule
     from har_edge.learning.anomaly.finishing import DataOrigin, finish_detector
     from har_edge.learning.anomaly.pictures import split_normal
-    from har_edge.protocol.topics import check_id
+    from har_edge.protocol.topics import Topics, check_id
 
     if args.data is None:
         raise ConfigError("--task anomaly needs --data PATH, a folder with normal pictures in train/good")
-    if args.int8 or args.deploy or args.own_data:
+    if args.int8 or args.own_data or args.deploy == "int8":
         raise ConfigError(
-            "--int8, --deploy and --own-data came with --task anomaly; a detector is float32, its threshold needs "
-            "normal pictures here, and `har-edge coordinator --model` deploys it"
+            "--int8, --deploy int8 or --own-data came with --task anomaly; a detector is float32, and its threshold "
+            "needs normal pictures here"
         )
     name = check_id("name of the training", args.run_name or DEFAULT_NAME)
     pictures = load_pictures(args)
     for line in pictures.refused:
         say(line)
     say(pictures.origin)
+    topics = Topics(args.base, args.pipeline)
+    if args.deploy:
+        options.one_thread()
+        options.start_logging(args)
+        check_offer(args, topics)
     split = split_normal(pictures.train, args.held_out, args.seed)
     origin = DataOrigin(pictures.name, pictures.real, AspectRule(args.fit))
     began, found = time.monotonic(), dict[str, "FinishedDetector"]()
@@ -98,7 +108,28 @@ def run_anomaly(args: argparse.Namespace) -> int:
         test=None if figures is None else asdict(figures),
     )
     write_files(args.out, name, best.content, report)
-    return 0
+    return 0 if not args.deploy or _offer(args, topics, name, best.content, split, pictures) else EXIT_INCOMPLETE
+
+
+def _offer(
+    args: argparse.Namespace,
+    topics: Topics,
+    name: str,
+    content: bytes,
+    split: NormalSplit,
+    pictures: AnomalyPictures,
+) -> bool:
+    """Offer a detector to the pipeline that runs; return whether it is deployed at the end."""
+    from har_edge.cli.anomaly_offer import offer_detector
+    from har_edge.cli.version_offer import LiveWatch
+    from har_edge.runtime.stop import Stop
+
+    live = LiveWatch(args, topics) if args.trial else None
+    try:
+        return offer_detector(args, topics, name, content, split, pictures, live, Stop().catch_signals())
+    finally:
+        if live is not None:
+            live.close()
 
 
 def threshold_line(note: AnomalyNote) -> str:
@@ -149,7 +180,7 @@ def learn(
 ) -> LearnedFeatures:
     """Return the features of a method and their statistics over the training pictures."""
     from har_edge.learning.anomaly import methods
-    from har_edge.learning.anomaly.finishing import LearnedFeatures
+    from har_edge.learning.anomaly.choosing import LearnedFeatures
     from har_edge.learning.anomaly.networks import AutoencoderSize
     from har_edge.learning.anomaly.pictures import normal_dataset
     from har_edge.learning.anomaly.statistics import OPTIMIZER, prepare_statistics, read_statistics
@@ -158,7 +189,7 @@ def learn(
     epochs, optimizer = args.epochs or DEFAULT_EPOCHS, args.optimizer
 
     def count(features: Features, what: str) -> FeatureStatistics:
-        full = method == methods.AnomalyMethod.PADIM_FULL.value
+        full = method in (methods.AnomalyMethod.PADIM_FULL.value, methods.AnomalyMethod.JOINT.value)
         sums = prepare_statistics(features, shape, args.batch, full=full)
         return read_statistics(train(sums, data, OPTIMIZER, 1, what), sums.spec)
 
@@ -168,21 +199,24 @@ def learn(
         trainable = methods.prepare_autoencoder(shape, args.batch, size_, args.seed)
         features = methods.autoencoder_features(trainable, train(trainable, data, optimizer, epochs, "autoencoder"))
     else:
-        features = network = network_features(args, shape)
+        features = network = network_features(args, shape, joint=method == methods.AnomalyMethod.JOINT.value)
         if method == methods.AnomalyMethod.STUDENT.value:
             teacher = methods.normalize(network, count(network, "teacher"))
             student = methods.prepare_student(teacher, shape, args.batch, args.filters, args.seed)
             features = student.features(train(student.trainable, data, optimizer, epochs, "student"))
-    return LearnedFeatures(method, features, count(features, "statistics"), shape)
+    joint = method == methods.AnomalyMethod.JOINT.value
+    if joint:
+        features = methods.joint_features(features)
+    return LearnedFeatures(method, features, count(features, "statistics"), shape, weighted=joint)
 
 
-def network_features(args: argparse.Namespace, shape: tuple[int, ...]) -> NetworkFeatures:
-    """Return the layers of --features; small pictures are enlarged for it."""
+def network_features(args: argparse.Namespace, shape: tuple[int, ...], *, joint: bool = False) -> NetworkFeatures:
+    """Return the layers of --features, for `joint` one more; small pictures are enlarged for it."""
     from har_edge.learning.anomaly.features import NetworkFeatures, pick_layers, pick_zoom
     from har_edge.tflite.model import read_model
 
     model = read_model(args.features)
-    layers = tuple(args.layers.split(",")) if args.layers else pick_layers(model)
+    layers = tuple(args.layers.split(",")) if args.layers else pick_layers(model, *((4, 32) if joint else ()))
     scaling = None
     if args.normalize is not None:
         mean, std = args.normalize
@@ -222,7 +256,7 @@ def evaluate(
     from har_edge.evaluation.anomaly_metrics import score_detector
     from har_edge.inference.anomaly import AnomalyDetector
 
-    if not len(pictures.test) or pictures.anomalous.all() or not pictures.anomalous.any():
+    if not pictures.has_test:
         say("no AUROC: the pictures have no test with normal and anomalous ones")
         return None
     note, outcome = best.note, AnomalyDetector(best.content).run(pictures.test)

@@ -65,7 +65,7 @@ def test_it_writes_a_detector_and_its_figures(
             "--method padim needs --features FILE.tflite",
         ),
         (["--data", "nowhere"], "nowhere"),
-        (["--data", "{data}", "--normal", "striped", "--int8"], "--int8, --deploy and --own-data came"),
+        (["--data", "{data}", "--normal", "striped", "--int8"], "--int8, --deploy int8 or --own-data came"),
         (["--data", "{data}", "--normal", "striped", "--method", "padim", "--features", "none"], "cannot read model"),
     ],
 )

@@ -1,7 +1,8 @@
 """Synthetic defects on normal pictures, to choose settings with: no anomalous picture is needed, nor any of the test.
 
-Both kinds move or remove content of normal pictures, as CutPaste does (Li et al. 2021), so that they hold for any
-pictures: a rectangle is pasted from another picture or place, or it takes the colour of its border.
+All kinds move or remove content of normal pictures, as CutPaste does (Li et al. 2021), so that they hold for any
+pictures: a rectangle is pasted from another picture or place, or it takes the colour of its border; or whole pictures
+are turned, mirrored and put together anew.
 """
 
 from __future__ import annotations
@@ -39,6 +40,38 @@ def add_defects(pictures: Pixels, seed: int) -> DefectivePictures:
             if (size := float(difference.sum())) > best:
                 best, changed[number], masks[number] = size, trial, difference > 0
     return DefectivePictures(changed, masks)
+
+
+def rearrange(pictures: Pixels, seed: int) -> Pixels:
+    """Return pictures whose parts are those of normal ones, and whose whole is not; kinds take turns.
+
+    A picture is turned by 90 degrees, mirrored, moved by half its side around the border, gets a half of another one at
+    another place, or one of its halves is mirrored. Geometric transformations as anomalies: Golan and El-Yaniv 2018.
+    """
+    generator = np.random.default_rng(seed)
+    changed: Pixels = pictures.copy()
+    square = pictures.shape[1] == pictures.shape[2]
+    for number, picture in enumerate(pictures):
+        axis, other = int(generator.integers(2)), pictures[int(generator.integers(len(pictures)))]
+        size = picture.shape[axis]
+        half = slice(0, size // 2) if generator.integers(2) else slice(size // 2, size)
+        place = (half, slice(None)) if axis == 0 else (slice(None), half)
+        kind = number % 5
+        if kind == 0 and square:
+            changed[number] = np.rot90(picture, 1 + 2 * axis)
+        elif kind <= 1:
+            changed[number] = np.flip(picture, axis)
+        elif kind == 2:
+            changed[number] = np.roll(picture, size // 2, axis)
+        elif kind == 3:
+            reach = picture.shape[1 - axis] // 5
+            moved = np.roll(other, int(generator.integers(-reach, reach + 1)), 1 - axis)
+            if (moved[place] == picture[place]).all():  # it was the picture itself, at its place
+                moved = np.roll(other, max(1, reach), 1 - axis)
+            changed[number][place] = moved[place]
+        else:
+            changed[number][place] = np.flip(picture[place], 1 - axis)
+    return changed
 
 
 def _rectangle(shape: tuple[int, ...], generator: np.random.Generator) -> tuple[slice, slice]:

@@ -55,11 +55,51 @@ def write_detector(
     for normal pictures.
     """
     builder = GraphBuilder()
+    picture, x = _write_picture(builder, shape)
+    score, heat = _write_scores(builder, features.write(builder, x), statistics, settings)
+    builder.rename(score, SCORE)
+    builder.rename(heat, HEAT_MAP)
+    limit = builder.constant(np.array([threshold], np.float32))
+    builder.rename(limit, THRESHOLD)
+    builder.open_batch()
+    return builder.encode([picture], [score, heat, limit])
+
+
+def write_features(features: Features, shape: Shape) -> memoryview:
+    """Return a model of the features alone: pictures as a detector takes them -> `map/0`, ... float32 [n, h, w, c]."""
+    builder = GraphBuilder()
+    picture, x = _write_picture(builder, shape)
+    maps = features.write(builder, x)
+    for number, one in enumerate(maps):
+        builder.rename(one, f"map/{number}")
+    builder.open_batch()
+    return builder.encode([picture], maps)
+
+
+def write_head(statistics: FeatureStatistics, settings: DetectorSettings) -> memoryview:
+    """Return what stands behind the features in a detector: maps `map/0`, ... -> score [n], heat map [n, h, w]."""
+    builder = GraphBuilder()
+    maps = [builder.empty((1, *mean.shape), name=f"map/{number}") for number, mean in enumerate(statistics.means)]
+    score, heat = _write_scores(builder, maps, statistics, settings)
+    builder.rename(score, SCORE)
+    builder.rename(heat, HEAT_MAP)
+    builder.open_batch()
+    return builder.encode(maps, [score, heat])
+
+
+def _write_picture(builder: GraphBuilder, shape: Shape) -> tuple[int, int]:
+    """Write the input, uint8, and its values from 0 to 1; return both."""
     picture = builder.empty((1, *shape), "uint8")
     builder.rename(picture, PICTURE, _bytes_as_they_are())
     x = builder.add("DEQUANTIZE", [picture], (1, *shape), tflite.DequantizeOptionsT())
-    x = builder.scaled(x, 1 / 255)
-    squares = _distances(builder, features.write(builder, x), statistics, settings)
+    return picture, builder.scaled(x, 1 / 255)
+
+
+def _write_scores(
+    builder: GraphBuilder, maps: list[int], statistics: FeatureStatistics, settings: DetectorSettings
+) -> tuple[int, int]:
+    """Write score [n] and heat map [n, h, w] of maps of features."""
+    squares = _distances(builder, maps, statistics, settings)
     if settings.blur:
         squares = _blurred(builder, squares, settings.blur)
     heat = builder.unary("SQRT", builder.sum_over(squares, [3]))  # over one channel: it takes the dimension away
@@ -69,12 +109,7 @@ def write_detector(
         _, height, width, _ = builder.shape(squares)
         mean = builder.scaled(builder.sum_over(squares, [1, 2, 3]), 1 / (height * width))
         score = builder.unary("SQRT", mean)
-    builder.rename(score, SCORE)
-    builder.rename(heat, HEAT_MAP)
-    limit = builder.constant(np.array([threshold], np.float32))
-    builder.rename(limit, THRESHOLD)
-    builder.open_batch()
-    return builder.encode([picture], [score, heat, limit])
+    return score, heat
 
 
 def _bytes_as_they_are() -> Any:
@@ -99,7 +134,7 @@ def _distances(
         share = np.float32(np.sqrt(weight / (sum(weights) * builder.shape(one)[3])))
         off = builder.minus(one, builder.constant(mean[None]))
         if statistics.covariances:
-            white = _whitening(statistics.covariances[number], variance, settings.regularization)
+            white = statistics.whitening(number, settings.regularization)
             square = _full_distance(builder, off, share * white)
         else:
             factor = share * _inverse_deviation(variance, settings.regularization)
@@ -110,15 +145,6 @@ def _distances(
     if total is None:
         raise ValueError("all weights of maps are 0")
     return total
-
-
-def _whitening(covariance: Floats, variance: Floats, regularization: float) -> Floats:
-    """Return the matrix at each position, [h * w, c, c], that makes features independent, of variance 1."""
-    floor = regularization * float(variance.mean(dtype=np.float64)) + 1e-12
-    identity = np.eye(covariance.shape[1])
-    factor = np.linalg.cholesky(covariance.astype(np.float64) + floor * identity)
-    found: Floats = np.linalg.inv(factor).transpose(0, 2, 1).astype(np.float32)
-    return found
 
 
 def _full_distance(builder: GraphBuilder, off: int, whitening: Floats) -> int:

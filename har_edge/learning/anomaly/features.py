@@ -20,6 +20,8 @@ from har_edge.tflite.schema import tflite
 _COARSEST = 16
 # Networks for larger pictures see little in smaller ones.
 _LEAST_SIDE = 112
+# The picture itself has at most so many values as a feature: its covariance grows with their square.
+_MOST_VALUES = 1024
 
 
 class Features(Protocol):
@@ -91,6 +93,48 @@ class ReconstructionFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureFeatures:
+    """The picture itself as one map [n, 1, 1, values], made smaller to 1024 values at most."""
+
+    @property
+    def origin(self) -> str:
+        """Nothing: no network is behind it."""
+        return ""
+
+    def write(self, builder: GraphBuilder, x: int) -> list[int]:
+        """Write means over squares of pixels, all in one row."""
+        n, height, width, channels = builder.shape(x)
+        step = 1
+        while -(-height // step) * -(-width // step) * channels > _MOST_VALUES:
+            step += 1
+        if step > 1:
+            options = tflite.Pool2DOptionsT()
+            options.filterHeight = options.filterWidth = options.strideH = options.strideW = step
+            options.padding = tflite.Padding.SAME
+            x = builder.add("AVERAGE_POOL_2D", [x], (n, -(-height // step), -(-width // step), channels), options)
+        values = int(np.prod(builder.shape(x)[1:]))
+        row = tflite.ReshapeOptionsT()
+        row.newShape = np.array([-1, 1, 1, values], np.int32)
+        return [builder.add("RESHAPE", [x, builder.ints([-1, 1, 1, values])], (n, 1, 1, values), row)]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedFeatures:
+    """The maps of several features, one behind the other."""
+
+    parts: tuple[Features, ...]
+
+    @property
+    def origin(self) -> str:
+        """The networks behind them."""
+        return "; ".join(one.origin for one in self.parts if one.origin)
+
+    def write(self, builder: GraphBuilder, x: int) -> list[int]:
+        """Write all of them."""
+        return [one for part in self.parts for one in part.write(builder, x)]
+
+
+@dataclass(frozen=True, slots=True)
 class NormalizedFeatures:
     """Features less a mean and times a factor, one of each for a channel, float32 [c] for each map."""
 
@@ -142,11 +186,11 @@ def resize(builder: GraphBuilder, x: int, height: int, width: int) -> int:
     return builder.add("RESIZE_BILINEAR", inputs, (n, height, width, channels), options, version=3)
 
 
-def pick_layers(model: Model, count: int = 3) -> tuple[str, ...]:
+def pick_layers(model: Model, count: int = 3, coarsest: int = _COARSEST) -> tuple[str, ...]:
     """Return the last layer of each resolution of a network, the `count` finest of those behind the first.
 
-    Resolutions are those of the file's own input; one coarser than a sixteenth of it does not count. Raises ModelError
-    for a network without such layers.
+    Resolutions are those of the file's own input; one coarser than a sixteenth of it (1 / `coarsest`) does not count.
+    Raises ModelError for a network without such layers.
     """
     main = model.main
     height = main.tensors[main.inputs[0]].shape[1] if len(main.tensors[main.inputs[0]].shape) == 4 else 0
@@ -159,11 +203,11 @@ def pick_layers(model: Model, count: int = 3) -> tuple[str, ...]:
         if tensor.shape[1] > lowest:
             break  # maps grow again: what follows draws
         lowest = tensor.shape[1]
-        if lowest < height and lowest * _COARSEST >= height:
+        if lowest < height and lowest * coarsest >= height:
             last[lowest] = tensor.name
     if not last:
         raise ModelError(
-            f"{model.name} has no convolutions whose maps are smaller than its pictures and not below a sixteenth; "
+            f"{model.name} has no convolutions whose maps are smaller than its pictures and not below 1/{coarsest}; "
             "name tensors with --layers, or take a convolutional network"
         )
     finest: Sequence[int] = sorted(last, reverse=True)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 
 from har_edge.config.anomaly import AnomalyNote, with_anomaly_note
 from har_edge.data.pictures import AspectRule, Pixels
 from har_edge.errors import ConfigError
 from har_edge.inference.anomaly import AnomalyDetector, AnomalyOutcome
-from har_edge.learning.anomaly.defects import DefectivePictures, add_defects
-from har_edge.learning.anomaly.detector import DetectorSettings, Pool, write_detector
-from har_edge.learning.anomaly.features import Features
-from har_edge.learning.anomaly.statistics import FeatureStatistics
-from har_edge.tflite.gradient.builder import Shape
+from har_edge.inference.interpreter import Interpreter
+from har_edge.learning.anomaly.choosing import FeatureReader, LearnedFeatures, choose, choose_weighted, separation
+from har_edge.learning.anomaly.defects import add_defects, rearrange
+from har_edge.learning.anomaly.detector import DetectorSettings, write_detector, write_head
 
-Floats = npt.NDArray[np.float32]
-# Shares of the mean variance that are added to each, and blurs as parts of a heat map's side, that are tried.
-_REGULARIZATIONS = (0.01, 0.1, 1.0)
-_BLURS = (0.0, 0.03, 0.08)
 DEFAULT_QUANTILE = 0.99
 # At most so many of the held-out pictures choose the settings: each is run once for each of them.
-_CHOOSING = 64
-
-
-@dataclass(frozen=True, slots=True)
-class LearnedFeatures:
-    """The outcome of a training: features, and their statistics over the training pictures."""
-
-    method: str
-    features: Features
-    statistics: FeatureStatistics
-    shape: Shape
+CHOOSING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +53,7 @@ def finish_detector(
     """
     if not 0 < quantile <= 1:
         raise ConfigError(f"quantile {quantile} came; expected a number above 0 and at most 1")
-    chosen = held_out[:_CHOOSING]
-    defective = add_defects(chosen, seed)
-    settings, separation = _choose(learned, chosen, defective)
+    settings, found = _choose(learned, held_out, seed)
     outcome = _run(learned, settings, held_out)
     threshold = float(np.quantile(outcome.scores, quantile, method="higher"))
     note = AnomalyNote(
@@ -89,36 +69,20 @@ def finish_detector(
         features=learned.features.origin,
     )
     content = write_detector(learned.features, learned.shape, learned.statistics, settings, threshold)
-    return FinishedDetector(bytes(with_anomaly_note(content, note)), note, settings, separation)
+    return FinishedDetector(bytes(with_anomaly_note(content, note)), note, settings, found)
 
 
-def separation(normal: Floats, defective: Floats) -> float:
-    """Return the share of pairs in which the defective picture has the larger score; an equal one counts half.
-
-    This is the area under the ROC curve (Mann and Whitney 1947).
-    """
-    ordered = np.sort(normal)
-    below = np.searchsorted(ordered, defective, "left") + np.searchsorted(ordered, defective, "right")
-    return float(below.sum() / (2 * len(normal) * len(defective)))
-
-
-def _choose(learned: LearnedFeatures, normal: Pixels, defective: DefectivePictures) -> tuple[DetectorSettings, float]:
-    """Return the settings with the largest separation; the first of equals."""
-    best, largest = DetectorSettings(), -1.0
-    for settings in list_settings(learned):
-        found = separation(_run(learned, settings, normal).scores, _run(learned, settings, defective.pictures).scores)
-        if found > largest:
-            best, largest = settings, found
-    return best, largest
-
-
-def list_settings(learned: LearnedFeatures) -> Iterator[DetectorSettings]:
-    """Yield what is tried for features: pools, regularizations, blurs."""
-    side = max(mean.shape[0] for mean in learned.statistics.means)
-    blurs = dict.fromkeys(part * side if part * side >= 0.5 else 0.0 for part in _BLURS)
-    for pool, regularization, blur in product(Pool, _REGULARIZATIONS, blurs):
-        if pool is Pool.MAX or not blur:  # a blur hardly changes the mean
-            yield DetectorSettings(pool, regularization, blur)
+def _choose(learned: LearnedFeatures, held_out: Pixels, seed: int) -> tuple[DetectorSettings, float]:
+    """Return the settings, and their separation on rectangles that were pasted or erased."""
+    chosen, statistics = held_out[:CHOOSING], learned.statistics
+    reader = FeatureReader(learned.features, learned.shape)
+    normal, local = reader.read(chosen), reader.read(add_defects(chosen, seed).pictures)
+    if learned.weighted:
+        settings = choose_weighted(statistics, normal, [local, reader.read(rearrange(chosen, seed))])
+    else:
+        settings = choose(statistics, normal, [local])
+    head = Interpreter(bytes(write_head(statistics, settings)))
+    return settings, separation(normal.run(head)[0], local.run(head)[0])
 
 
 def _run(learned: LearnedFeatures, settings: DetectorSettings, pictures: Pixels) -> AnomalyOutcome:

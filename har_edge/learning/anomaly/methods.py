@@ -10,8 +10,10 @@ import numpy as np
 from har_edge.learning.anomaly.features import (
     DifferenceFeatures,
     Features,
+    JoinedFeatures,
     NetworkFeatures,
     NormalizedFeatures,
+    PictureFeatures,
     ReconstructionFeatures,
 )
 from har_edge.learning.anomaly.networks import (
@@ -37,13 +39,15 @@ class AnomalyMethod(str, Enum):
 
     AUTOENCODER: what a small network cannot draw again. PADIM: features of a network for something else, off their
     mean at this position, by their variances there (Defard et al. 2021). PADIM_FULL: the same by their whole
-    covariance, whose sums and matrices grow with the square of the channels. STUDENT: features that a student, taught
+    covariance, whose sums and matrices grow with the square of the channels. JOINT: PADIM_FULL of one more layer and of
+    the picture as a whole, each map with a weight. STUDENT: features that a student, taught
     on normal pictures, does not foresee (Bergmann et al. 2020; Batzner et al. 2024).
     """
 
     AUTOENCODER = "autoencoder"
     PADIM = "padim"
     PADIM_FULL = "padim-full"
+    JOINT = "joint"
     STUDENT = "student"
 
 
@@ -84,6 +88,11 @@ def normalize(features: NetworkFeatures, statistics: FeatureStatistics) -> Norma
         means.append(center.astype(np.float32))
         factors.append((1 / np.sqrt(spread + 1e-3 * spread.mean() + 1e-12)).astype(np.float32))
     return NormalizedFeatures(features, tuple(means), tuple(factors))
+
+
+def joint_features(network: Features) -> JoinedFeatures:
+    """Return layers of a network, and the picture itself behind them."""
+    return JoinedFeatures((network, PictureFeatures()))
 
 
 def prepare_student(teacher: Features, shape: Shape, batch: int, filters: int, seed: int) -> StudentTraining:

@@ -52,6 +52,11 @@ class AnomalyPictures:
         return height, width, channels
 
     @property
+    def has_test(self) -> bool:
+        """Whether there is a test with normal and anomalous pictures."""
+        return bool(len(self.test) and self.anomalous.any() and not self.anomalous.all())
+
+    @property
     def origin(self) -> str:
         """The origin of the pictures in words."""
         kind = "real" if self.real else "synthetic"

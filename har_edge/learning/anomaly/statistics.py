@@ -38,6 +38,27 @@ class FeatureStatistics:
     means: tuple[Floats, ...] = field(repr=False)
     variances: tuple[Floats, ...] = field(repr=False)
     covariances: tuple[Floats, ...] = field(default=(), repr=False)
+    _whitening: dict[tuple[int, float], Floats] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def only(self, number: int) -> FeatureStatistics:
+        """Return the statistics of one map."""
+        place = slice(number, number + 1)
+        found = FeatureStatistics(self.count, self.means[place], self.variances[place], self.covariances[place])
+        found._whitening.update({(0, key[1]): one for key, one in self._whitening.items() if key[0] == number})
+        return found
+
+    def whitening(self, number: int, regularization: float) -> Floats:
+        """Return the matrix at each position, [h * w, c, c], that makes features independent, of variance 1.
+
+        A share of the mean variance is added to each. It is kept: settings that differ in other things ask again.
+        """
+        key = number, regularization
+        if key not in self._whitening:
+            floor = regularization * float(self.variances[number].mean(dtype=np.float64)) + 1e-12
+            covariance = self.covariances[number].astype(np.float64)
+            factor = np.linalg.cholesky(covariance + floor * np.eye(covariance.shape[1]))
+            self._whitening[key] = np.linalg.inv(factor).transpose(0, 2, 1).astype(np.float32)
+        return self._whitening[key]
 
 
 def prepare_statistics(features: Features, shape: Shape, batch: int, *, full: bool = False) -> TrainableModel:

@@ -14,13 +14,15 @@ from har_edge.errors import ConfigError, DataError, ModelError
 from har_edge.evaluation.anomaly_metrics import grow
 from har_edge.inference.anomaly import AnomalyDetector
 from har_edge.inference.interpreter import Interpreter
-from har_edge.learning.anomaly.defects import add_defects
-from har_edge.learning.anomaly.detector import DetectorSettings, Pool, write_detector
-from har_edge.learning.anomaly.features import NetworkFeatures, ReconstructionFeatures, pick_layers
-from har_edge.learning.anomaly.finishing import DataOrigin, LearnedFeatures, finish_detector, separation
+from har_edge.learning.anomaly.choosing import FeatureReader, LearnedFeatures, separation
+from har_edge.learning.anomaly.defects import add_defects, rearrange
+from har_edge.learning.anomaly.detector import DetectorSettings, Pool, write_detector, write_head
+from har_edge.learning.anomaly.features import NetworkFeatures, PictureFeatures, ReconstructionFeatures, pick_layers
+from har_edge.learning.anomaly.finishing import DataOrigin, finish_detector
 from har_edge.learning.anomaly.local_run import train_here
 from har_edge.learning.anomaly.methods import (
     autoencoder_features,
+    joint_features,
     normalize,
     prepare_autoencoder,
     prepare_student,
@@ -213,3 +215,40 @@ def test_sides_that_cannot_be_halved_are_refused(shape: tuple[int, int, int]) ->
 def test_layers_are_those_on_the_way_down() -> None:
     network = read_model(bytes(write_autoencoder((64, 64, 3), AutoencoderSize(4, 3))))
     assert pick_layers(network, 2) == ("down1", "grow2")
+
+
+def test_rearranged_pictures_have_values_of_normal_ones_in_another_order() -> None:
+    pictures = np.arange(6 * 64, dtype=np.uint8).reshape(6, 8, 8, 1)
+    found = rearrange(pictures, 0)
+    assert (found != pictures).any(axis=(1, 2, 3)).all()
+    for number in (0, 1, 2, 4, 5):  # all but the one that takes a half of another picture
+        assert sorted(found[number].ravel()) == sorted(pictures[number].ravel())
+    same = (found[3] == pictures[3]).mean()
+    assert same == 0.5
+    wide = rearrange(pictures[:, :4], 0)
+    assert wide.shape == (6, 4, 8, 1) and sorted(wide[0].ravel()) == sorted(pictures[0, :4].ravel())
+
+
+def test_joint_features_count_all_and_score_as_the_head_behind_them() -> None:
+    pictures = stripes(60)
+    network = NetworkFeatures(read_model(NETWORK), ("down0", "down1"), scaling=((1 / 255,), (0.0,)))
+    features = joint_features(network)
+    sums = prepare_statistics(features, SHAPE, 8, full=True)
+    data = normal_dataset(pictures[:40], "stripes", real=False)
+    statistics = read_statistics(train_here(sums, data, OPTIMIZER, 1, 0), sums.spec)
+    assert [mean.shape for mean in statistics.means] == [(8, 8, 4), (4, 4, 8), (1, 1, 256)]
+    learned = LearnedFeatures("joint", features, statistics, SHAPE, weighted=True)
+    made = finish_detector(learned, pictures[40:], ORIGIN)
+    assert min(made.settings.weights) > 0 and sum(made.settings.weights) == pytest.approx(1)
+    maps = FeatureReader(features, SHAPE).read(with_spot(pictures[:3]))
+    scores, heat = maps.run(Interpreter(bytes(write_head(statistics, made.settings))))
+    found = AnomalyDetector(made.content).run(with_spot(pictures[:3]))
+    np.testing.assert_allclose(scores, found.scores, rtol=1e-5)
+    np.testing.assert_allclose(heat, found.heat_maps, rtol=1e-4, atol=1e-5)
+    assert (found.scores > made.note.threshold).all()
+
+
+def test_the_picture_as_a_feature_has_at_most_1024_values() -> None:
+    builder = GraphBuilder()
+    (row,) = PictureFeatures().write(builder, builder.empty((1, 64, 48, 3)))
+    assert builder.shape(row) == (1, 1, 1, 16 * 12 * 3)
