@@ -95,6 +95,7 @@ class FlowView(msgspec.Struct, frozen=True):
     """Results that came: how many, per second, and from capture to answer in seconds (by the clocks that said so).
 
     `hops` are the stages on the longest way; `elsewhere_s` is the rest of the median: sensors, links, broker, joins.
+    It is None where hops take more than that together: shards of a group compute at the same time.
     """
 
     results: int

@@ -229,7 +229,38 @@ def find_flaw(manifest: SliceManifest) -> str:
                 return f"names slice {file!r}, expected a plain file name in the same folder"
             if entry.steps and hashes.setdefault(file, sha256) != sha256:
                 return f"gives file {file!r} two hashes, expected one"
-    return _find_gap(manifest.slices) or _find_parity_flaw(manifest) or find_shard_flaw(manifest)
+    return (
+        _find_gap(manifest.slices)
+        or _find_parity_flaw(manifest)
+        or _find_region_flaw(manifest)
+        or find_shard_flaw(manifest)
+    )
+
+
+def _find_region_flaw(manifest: SliceManifest) -> str:
+    """Return which tensor its taker sees in another way than its maker, an empty text where all agree.
+
+    Each message with it would be dropped, or a parity not be taken for one.
+    """
+    known = dict[str, TensorSpec]()
+    for spec in manifest.tensors:
+        name, region = spec.name[:64], spec.region
+        if any(not -1 <= size < 2**31 for size in spec.shape):
+            return f"gives tensor {name!r} the shape {list(spec.shape)}, expected sizes from 0 on, or -1 for any"
+        if region is not None and not region.parity:
+            size = spec.shape[region.axis] if region.axis < len(spec.shape) else 0
+            if size not in (-1, region.stop - region.start):
+                return (
+                    f"gives tensor {name!r} {size} elements along axis {region.axis}, expected those from "
+                    f"{region.start} to {region.stop}"
+                )
+        first = known.setdefault(spec.name, spec)
+        fits = len(first.shape) == len(spec.shape) and all(
+            one in (-1, other) or other == -1 for one, other in zip(first.shape, spec.shape, strict=True)
+        )
+        if not fits or (first.dtype, first.region) != (spec.dtype, region):
+            return f"describes tensor {name!r} in two ways, expected one; cut the model again"
+    return ""
 
 
 def _find_packing_flaw(manifest: SliceManifest) -> str:

@@ -109,3 +109,35 @@ def test_shards_send_to_each_other_in_flows_of_their_own():
     assert first.takes == {"1-1": ("a[4:5]",)} and second.takes == {"0-1": ("a[3:4]",)}
     assert first.flows == {0: ("b[0:4]",), 1: ("a[3:4]",)} and set(first.sends) == {"b[0:4]", "a[3:4]"}
     assert last.takes == {"0": ("b[0:4]",), "1": ("b[4:8]",)} and last.answers and not last.flows
+
+
+@pytest.mark.parametrize(
+    ("slice_", "place", "changes", "said"),
+    [
+        (0, "outputs", {"dtype": "int8"}, "describes tensor 'a[3:4]' in two ways"),
+        (1, "inputs", {"region": None}, "describes tensor 'a[3:4]' in two ways"),
+        (1, "inputs", {"region": TensorRegion("a", 2, 0, 4)}, "describes tensor 'a[3:4]' in two ways"),
+        (1, "inputs", {"shape": (1, 1, 5)}, "describes tensor 'a[3:4]' in two ways"),
+        (1, "inputs", {"shape": (1, 2, 4)}, "gives tensor 'a[3:4]' 2 elements along axis 1, expected those from 3 to"),
+        (1, "inputs", {"shape": (1,)}, "gives tensor 'a[3:4]' 0 elements along axis 1, expected those from 3 to 4"),
+        (1, "inputs", {"shape": (1, -2, 4)}, "gives tensor 'a[3:4]' the shape [1, -2, 4], expected sizes from 0 on"),
+        (
+            1,
+            "inputs",
+            {"shape": (1, 1, 2**40)},
+            "gives tensor 'a[3:4]' the shape [1, 1, 1099511627776], expected sizes",
+        ),
+        (1, "inputs", {"shape": (-1, 1, 4)}, ""),
+    ],
+)
+def test_a_tensor_that_maker_and_taker_see_in_two_ways_is_refused(slice_, place, changes, said):
+    made = manifest()
+    entry = made.slices[slice_]
+    specs = tuple(
+        msgspec.structs.replace(spec, **changes) if spec.name == "a[3:4]" else spec for spec in getattr(entry, place)
+    )
+    assert specs != getattr(entry, place)
+    slices = list(made.slices)
+    slices[slice_] = msgspec.structs.replace(entry, **{place: specs})
+    flaw = find_flaw(msgspec.structs.replace(made, slices=tuple(slices)))
+    assert flaw.startswith(said) and bool(flaw) == bool(said)
