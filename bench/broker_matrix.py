@@ -33,7 +33,8 @@ from launchers import Kind, Launched, NotInstalled, launch
 from har_edge.cluster.cluster import Arrival, Cluster
 from har_edge.cluster.processes import Processes
 from har_edge.config.catalog import find_model
-from har_edge.config.pipeline import BrokerConfig, Pipeline
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.recording import Recording

@@ -26,7 +26,8 @@ from pathlib import Path
 from har_edge.cli.console import say
 from har_edge.cluster.cluster import Cluster
 from har_edge.cluster.processes import Processes
-from har_edge.config.pipeline import BrokerConfig, Pipeline
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.config.wiring import flow_level
 from har_edge.experiments.emulation import Emulated
 from har_edge.experiments.model_under_test import find_model_under_test, make_windows

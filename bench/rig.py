@@ -22,7 +22,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from har_edge.cluster.cluster import Cluster
 from har_edge.config.catalog import find_model
-from har_edge.config.pipeline import BrokerConfig, Pipeline
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.data.files import read_recordings
 from har_edge.data.locate import find_data
 from har_edge.data.synthetic import synthesize

@@ -25,7 +25,8 @@ import psutil
 
 from har_edge.cluster.cluster import Cluster
 from har_edge.config.catalog import find_model
-from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.data.locate import find_data
 from har_edge.mqtt.broker.launcher import Mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus

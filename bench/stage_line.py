@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from har_edge.config.pipeline import Pipeline, PipelineConfig
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.inference.interpreter import Interpreter
 from har_edge.mqtt.bus import Delivery

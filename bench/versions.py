@@ -30,7 +30,8 @@ import msgspec
 from har_edge.cluster.cluster import Cluster
 from har_edge.cluster.processes import PROGRAM, Command, Processes, spawn_here
 from har_edge.config.catalog import find_model
-from har_edge.config.pipeline import BrokerConfig, load_pipeline
+from har_edge.config.pipeline import load_pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.data.locate import find_data
 from har_edge.errors import NodeError
 from har_edge.mqtt.address import Address

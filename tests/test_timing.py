@@ -12,7 +12,7 @@ import pytest
 import har_edge
 from har_edge import timing
 from har_edge.cli.main import build_parser
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.mqtt.bus import Session
 
 PACKAGE = Path(har_edge.__file__).parent

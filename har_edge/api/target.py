@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from har_edge.api.arguments import check_path, check_text
-from har_edge.config.pipeline import BrokerConfig, Pipeline, load_pipeline
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.errors import ConfigError
 from har_edge.mqtt.address import Address, read_address
 from har_edge.mqtt.bus import Bus, Session

@@ -216,7 +216,7 @@ def open_server(
 
     from msgspec import structs
 
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.learning.known_run import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.learning.server.server import TrainingServer
     from har_edge.mqtt.bus import Session

@@ -43,7 +43,7 @@ def open_cluster(
 ) -> Iterator[Cluster]:
     """Start a broker (unless --broker names one), cut the model, connect; on exit stop everything that was started."""
     from har_edge.cluster.cluster import Cluster
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.mqtt.bus import Session
     from har_edge.runtime.slicing import prepare
 

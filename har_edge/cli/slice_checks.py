@@ -47,7 +47,8 @@ def _told(folder: Path) -> str | None:
     """Return the delegate that the pipeline file of a folder names, None where it names none."""
     import msgspec
 
-    from har_edge.config.pipeline import FILE_NAME, load_pipeline
+    from har_edge.config.pipeline import load_pipeline
+    from har_edge.config.pipeline_config import FILE_NAME
 
     if not (folder / FILE_NAME).is_file():
         return None

@@ -216,7 +216,7 @@ def open_server(
     """Connect, see that no training of this name is alive, measure the link, and go on from a checkpoint if any."""
     from msgspec import structs
 
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.learning.known_run import KnownRun, look_for_run, look_session, refuse_second
     from har_edge.learning.published_files import PublishedFiles
     from har_edge.learning.split.files import ModelStages

@@ -1,29 +1,23 @@
-"""The pipeline file: the settings on which sensors, stages and sink must agree, and the tensors between stages."""
+"""A pipeline: its file, read and checked with the slices and the stream that it names."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from har_edge.config.anomaly_outputs import check_anomaly_outputs, write_tables
-from har_edge.config.array_output import check_arrays
-from har_edge.config.classifier_output import check_classifier_output
 from har_edge.config.flows import check_flows
-from har_edge.config.message_sizes import largest_message, tensor_bytes
+from har_edge.config.pipeline_checks import check_limits, check_missing, check_sizes, check_task
+from har_edge.config.pipeline_config import FILE_NAME, BrokerConfig, JoinConfig, PipelineConfig, payload_limit
 from har_edge.config.task import (
     AnomalyOutput,
     ArrayOutput,
     ImageInput,
     SourceInput,
-    StateRule,
     StreamTask,
     Task,
     describe,
@@ -33,77 +27,11 @@ from har_edge.data.description import StreamDescription
 from har_edge.data.fields import explain_unknown
 from har_edge.data.grouping import Grouping, regroup
 from har_edge.errors import ConfigError, HarEdgeError
-from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text, write_atomic
+from har_edge.files import TOMLDecodeError, inside, parse_toml, read_text
 from har_edge.tflite.manifest import FILE_NAME as MANIFEST_NAME
-from har_edge.tflite.manifest import SliceManifest, Text, load_manifest
-from har_edge.timing import STAGE_SESSION_S
+from har_edge.tflite.manifest import SliceManifest, load_manifest
 
-FILE_NAME = "pipeline.toml"
-DEFAULT_NAME = "har"
-MQTT_MAX_BYTES = 268_435_455
-LEAST_PAYLOAD_LIMIT = 16 * 1024 * 1024  # of pipelines that say nothing: batches fit, too
-PACKET_BYTES = 4096  # the most that topic and properties of a packet take beside its payload
 _EPOCH_BITS = 31
-
-
-class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How nodes reach the broker; options of a command override it."""
-
-    url: Text = "mqtt://127.0.0.1:1883"
-    username: Text | None = None
-    password_file: Text | None = None
-    ca_file: Text | None = None
-    cert_file: Text | None = None
-    key_file: Text | None = None
-    client: Text = "auto"
-    protocol: Text = "5"
-
-
-class MissingRule(Enum):
-    """The reaction of a stage to a missing source: wait and give the window up, or run without the source."""
-
-    WAIT = "wait"
-    CARRY_ON = "carry_on"
-
-
-class JoinConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How many seconds a stage waits for the parts of a window, and for how many windows at once.
-
-    `carry_on_after_s` matters only under MissingRule.CARRY_ON.
-    """
-
-    timeout_s: float = 30.0
-    capacity: int = 256
-    missing: MissingRule = MissingRule.WAIT
-    carry_on_after_s: float = 1.0
-
-    @property
-    def patience_s(self) -> float | None:
-        """Seconds that a window waits for a source before the stage runs without it; None: the stage never does."""
-        return self.carry_on_after_s if self.missing is MissingRule.CARRY_ON else None
-
-
-class PipelineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of the pipeline file in TOML; `slices` is relative to the file.
-
-    A file without `epoch` gets the generation id of its slices when it is loaded. `delegate` names what computes on
-    every device: "xnnpack" where the runtime hands operators to it (the default), or "none". Without
-    `max_payload_bytes`, the limit follows from the slices (`payload_limit`). `flows` gives the brokers of flows that do
-    not go through the central one, in a fixed folder (config/flows.py).
-    """
-
-    task: Task
-    name: Text = DEFAULT_NAME
-    base: Text = "har"
-    epoch: int = 1
-    slices: Text = "."
-    max_payload_bytes: int | msgspec.UnsetType = msgspec.UNSET
-    session_expiry_s: int = STAGE_SESSION_S
-    broker: BrokerConfig = BrokerConfig()
-    join: JoinConfig = JoinConfig()
-    # Left out by default: nodes of older versions refuse keys that they do not know.
-    delegate: Literal["xnnpack", "none"] | msgspec.UnsetType = msgspec.UNSET
-    flows: dict[Text, Text] | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +98,6 @@ class Pipeline:
     def wiring(self, index: int) -> Wiring:
         """Return the inputs and outputs of stage `index`. Raises ConfigError when there is no such stage."""
         return find_wiring(self.manifest, self.task, index)
-
-
-def payload_limit(config: PipelineConfig, manifest: SliceManifest) -> int:
-    """Return the most bytes of a message: what the configuration says, else what one window of these slices needs."""
-    if config.max_payload_bytes is not msgspec.UNSET:
-        return config.max_payload_bytes
-    return min(MQTT_MAX_BYTES - PACKET_BYTES, max(LEAST_PAYLOAD_LIMIT, largest_message(manifest)))
 
 
 def find_batch_problem(manifest: SliceManifest, task: Task) -> str:
@@ -316,11 +237,11 @@ def assemble(config: PipelineConfig, manifest: SliceManifest, file: Path) -> Pip
     if not config.task.labels and config.task.output in manifest.labels:
         config = msgspec.structs.replace(config, task=name_classes(config.task, manifest, stream.labels))
     pipeline = Pipeline(config, file.parent, manifest, described, stream)
-    _check_task(pipeline, file)
-    _check_limits(config, file)
+    check_task(config.task, manifest, stream, file)
+    check_limits(config, file)
     for index in range(len(manifest.slices)):
-        _check_missing(pipeline.wiring(index), config.join, file)
-        _check_sizes(pipeline.wiring(index), pipeline.payload_limit, file)
+        check_missing(pipeline.wiring(index), config.join, file)
+        check_sizes(pipeline.wiring(index), pipeline.payload_limit, file)
     check_flows(pipeline.flows, [pipeline.wiring(index) for index in range(len(manifest.slices))], file)
     return pipeline
 
@@ -335,172 +256,3 @@ def name_classes(task: Task, manifest: SliceManifest, known: Sequence[str]) -> T
     numbers = {label: number for number, label in enumerate(known)}
     ids = [numbers.get(label, len(known) + index) for index, label in enumerate(labels)]
     return msgspec.structs.replace(task, labels=labels, label_ids=task.label_ids or ids)
-
-
-def _check_task(pipeline: Pipeline, file: Path) -> None:
-    task = pipeline.task
-    _check_labels(pipeline, file)
-    taken = {tensor.of for entry in pipeline.manifest.slices for tensor in entry.inputs}
-    enters = [source.tensor for source in task.inputs.values()]
-    for source, where in task.inputs.items():
-        if where.tensor not in taken or enters.count(where.tensor) > 1:
-            problem = "is taken by no slice" if where.tensor not in taken else "is named for two sources"
-            raise ConfigError(
-                f"{file}: the tensor {where.tensor!r} of source {source!r} {problem}; expected an input of the model"
-            )
-    outputs = {tensor.name: tensor for entry in pipeline.manifest.slices for tensor in entry.outputs}
-    for name in task.results:
-        if name not in outputs:
-            raise ConfigError(f"{file}: output {name!r} is made by no slice; expected one of {', '.join(outputs)}")
-    if task.anomaly is not None:
-        check_anomaly_outputs(task.anomaly, outputs, str(file))
-    elif task.labels:
-        check_classifier_output(outputs[task.output], len(task.labels), str(file))
-    check_arrays([outputs[one.tensor] for one in task.arrays], str(file))
-    if not math.isclose(task.stream.rate_hz, pipeline.stream.rate_hz):
-        raise ConfigError(
-            f"{file}: the model was trained at {task.stream.rate_hz} Hz, but {task.stream.description} runs at "
-            f"{pipeline.stream.rate_hz} Hz; resample the stream or use another model"
-        )
-
-
-def _check_labels(pipeline: Pipeline, file: Path) -> None:
-    """Raise ConfigError for classes that the recordings do not have; a description without labels passes."""
-    task, known = pipeline.task, pipeline.stream.labels
-    if task.arrays and not task.labels and not task.label_ids:
-        return
-    if len(task.labels) != len(task.label_ids) or not task.labels:
-        raise ConfigError(
-            f"{file}: {len(task.labels)} labels and {len(task.label_ids)} label_ids; expected one of each"
-        )
-    for what, values in (("labels", task.labels), ("label_ids", [str(number) for number in task.label_ids])):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise ConfigError(f"{file}: {what} has {', '.join(twice)} twice; expected each class once")
-    for label, number in zip(task.labels, task.label_ids, strict=True):
-        if known and (not 0 <= number < len(known) or known[number] != label):
-            there = repr(known[number]) if 0 <= number < len(known) else f"labels 0 to {len(known) - 1} only"
-            raise ConfigError(
-                f"{file}: label_ids says {number} for {label!r}, but {task.stream.description} has {there}; use the "
-                "names and numbers of the stream description"
-            )
-
-
-def _check_limits(config: PipelineConfig, file: Path) -> None:
-    stream, join = config.task.stream, config.join
-    payload = LEAST_PAYLOAD_LIMIT if config.max_payload_bytes is msgspec.UNSET else config.max_payload_bytes
-    limits: list[tuple[str, float, float, float]] = [
-        ("epoch", config.epoch, 0, 2**62),
-        ("max_payload_bytes", payload, 1, MQTT_MAX_BYTES),
-        ("session_expiry_s", config.session_expiry_s, 0, 2**32 - 1),
-        ("join.capacity", join.capacity, 1, 2**31 - 1),
-        ("task.stream.length", stream.length, 1, 2**31 - 1),
-        ("task.stream.hop", stream.hop, 1, 2**31 - 1),
-    ]
-    for name, value, low, high in limits:
-        if value < low:
-            raise ConfigError(f"{file}: {name} is {value}; it must {'not be negative' if not low else 'be at least 1'}")
-        if value > high:
-            raise ConfigError(f"{file}: {name} is {value}; it must be at most {high}")
-    if not 0 < join.timeout_s < math.inf:
-        raise ConfigError(f"{file}: join.timeout_s is {join.timeout_s}; it must be a number of seconds above 0")
-    most_s = math.inf if join.patience_s is None else join.timeout_s
-    if not 0 < join.carry_on_after_s <= most_s:
-        raise ConfigError(
-            f"{file}: join.carry_on_after_s is {join.carry_on_after_s}; it must be a number of seconds above 0, and at "
-            f"most join.timeout_s, which is {join.timeout_s}"
-        )
-
-
-def _check_missing(wiring: Wiring, join: JoinConfig, file: Path) -> None:
-    """Raise ConfigError for a stage that would run without its source and has no other input: no message would start
-    it.
-    """
-    if join.patience_s is not None and len(wiring.sources) == 1 and not wiring.earlier:
-        (source,) = wiring.sources
-        raise ConfigError(
-            f'{file}: join.missing is "carry_on", but slice {wiring.index} takes source {source!r} and nothing else, '
-            "so nothing starts it when that is missing; cut the model so that this slice takes two sources or an "
-            'activation too, or set join.missing = "wait"'
-        )
-
-
-def _check_sizes(wiring: Wiring, limit: int, file: Path) -> None:
-    """Raise ConfigError for tensors that no message may hold, even with one window."""
-    specs = {spec.name: spec for spec in wiring.entry.outputs}
-    for names in wiring.flows.values():
-        size = sum(tensor_bytes(specs[name], packed=True) for name in names)
-        if size > limit:
-            mend = "raise it, or " if limit < MQTT_MAX_BYTES - PACKET_BYTES else ""
-            raise ConfigError(
-                f"{file}: what slice {wiring.index} sends takes {size} bytes a window, but max_payload_bytes is "
-                f"{limit}; {mend}cut the model where less crosses (`har-edge slice --list`), or let it travel in fewer "
-                "bytes (`--pack`)"
-            )
-
-
-def write_pipeline(
-    folder: Path,
-    task: Task,
-    *,
-    name: str = DEFAULT_NAME,
-    broker: BrokerConfig | None = None,
-    delegate: str | None = None,
-) -> Path:
-    """Write a pipeline file with every choice that a person may want to change, whole or not at all; return its path.
-
-    Raises ConfigError when the file cannot be written.
-    """
-    quote, broker = _quote, broker or BrokerConfig()
-    lines = [
-        "# What sensors, stages and watchers must agree on. Copy this folder to every device.",
-        f"name = {quote(name)}      # the level of the topics that tells pipelines apart",
-        "# epoch: unless it is set here, a number made from the model and its cuts",
-        'slices = "."',
-        *([] if delegate is None else [f"delegate = {quote(delegate)}"]),
-        "",
-        "[broker]",
-        *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(broker).items() if value is not None),
-        "",
-        "[join]             # how long a stage waits for the parts of a window, and for how many windows at once",
-        *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(JoinConfig()).items()),
-        "",
-        "[task]             # what the model was trained for",
-        f"output = {quote(task.output)}",
-        f"labels = {quote(task.labels)}",
-        f"label_ids = {quote(task.label_ids)}",
-        *([] if task.state is StateRule.REFUSE else [f"state = {quote(task.state.value)}"]),
-        "",
-        "[task.stream]",
-        *(f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(task.stream).items()),
-    ]
-    if task.image is not None:
-        image = msgspec.structs.asdict(task.image) | {"fit": task.image.fit.value}
-        lines += ["", "[task.image]"]
-        lines += [f"{key} = {quote(value)}" for key, value in image.items() if value != ()]
-    for one in task.arrays:
-        lines += ["", "[[task.arrays]]"]
-        lines += [f"{key} = {quote(value)}" for key, value in msgspec.to_builtins(one).items()]
-    if task.anomaly is not None:
-        lines += write_tables(task.anomaly)
-    for source, enters in task.inputs.items():
-        lines += [
-            "",
-            f"[task.inputs.{source}]",
-            f"tensor = {quote(enters.tensor)}",
-            f"reducer = {quote(enters.reducer)}",
-        ]
-        if enters.files:
-            lines += ["", f"[task.inputs.{source}.files]"]
-            lines += [f"{quote(name)} = {quote(sha256)}" for name, sha256 in enters.files.items()]
-    file = folder / FILE_NAME
-    try:
-        write_atomic(file, ("\n".join(lines) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}; give another --out") from error
-    return file
-
-
-def _quote(value: object) -> str:
-    """Return a value in TOML. Its strings are those of JSON but for one character and surrogate pairs."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

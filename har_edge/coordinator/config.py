@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.coordinator.membership import names_in
 from har_edge.coordinator.replan import PlacementSpec, cuts_of
 from har_edge.mqtt.bus import Outgoing

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from har_edge.config.pipeline import BrokerConfig
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.coordinator.config import CoordinatorConfig, names_of
 from har_edge.coordinator.membership import MAX_MEMBERS
 from har_edge.coordinator.rollout import resumable

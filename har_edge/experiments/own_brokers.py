@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from har_edge.config.pipeline import FILE_NAME, Pipeline, load_pipeline
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.config.pipeline_config import FILE_NAME
 from har_edge.emulation import cgroups
 from har_edge.emulation.testbed import Testbed
 from har_edge.errors import ConfigError

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from har_edge.config.flows import FLOW_LEVEL, is_broker_url
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.errors import HarEdgeError, MessageError
 from har_edge.protocol.topics import is_id
 from har_edge.tflite.manifest import SliceManifest, Text, find_flaw

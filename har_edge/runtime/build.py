@@ -20,7 +20,8 @@ from har_edge.codecs.quantize import AffineQuantizer
 from har_edge.codecs.reducer import Reducer
 from har_edge.config.message_sizes import HEAD_BYTES, largest_message, tensor_bytes
 from har_edge.config.model_state import starts_fresh
-from har_edge.config.pipeline import Pipeline, PipelineConfig
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.config.source_pieces import SourcePiece, find_pieces
 from har_edge.config.task import ArrayOutput, Task, with_reducers
 from har_edge.config.wiring import Wiring

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from har_edge.config.pipeline import FILE_NAME, Pipeline, assemble
+from har_edge.config.pipeline import Pipeline, assemble
+from har_edge.config.pipeline_config import FILE_NAME
 from har_edge.data.description import BUILT_IN
 from har_edge.errors import MessageError, NodeError
 from har_edge.mqtt.bus import Bus

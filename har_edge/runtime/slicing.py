@@ -10,7 +10,9 @@ from types import MappingProxyType
 
 from har_edge.codecs.spec import file_names
 from har_edge.config.model_state import starts_fresh
-from har_edge.config.pipeline import FILE_NAME, BrokerConfig, Pipeline, load_pipeline, write_pipeline
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.config.pipeline_config import FILE_NAME, BrokerConfig
+from har_edge.config.pipeline_writer import write_pipeline
 from har_edge.config.task import Task, describe, find_description, with_hashes, with_reducers
 from har_edge.data.description import load_description
 from har_edge.data.grouping import regroup

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from har_edge import __version__
-from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, PACKET_BYTES
+from har_edge.config.pipeline_config import LEAST_PAYLOAD_LIMIT, PACKET_BYTES
 from har_edge.mqtt.bus import Bus, Session, Will
 from har_edge.protocol.leases import status_lease
 from har_edge.protocol.status import (

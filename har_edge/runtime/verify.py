@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from har_edge.config.pipeline import MQTT_MAX_BYTES
+from har_edge.config.pipeline_config import MQTT_MAX_BYTES
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.config.wiring import find_wiring, is_batched
 from har_edge.errors import HarEdgeError, MessageError, ModelError

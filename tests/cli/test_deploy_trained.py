@@ -8,7 +8,7 @@ import pytest
 
 from har_edge.cli.deploy_trained import RunningPipeline, _make_note, _removals, check_pipeline
 from har_edge.config.image_task import Normalization, derive_image_task
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.coordinator.model_replacement import HEARS_OF_MODELS
 from har_edge.errors import ConfigError
 from har_edge.learning.data.datasets import Dataset

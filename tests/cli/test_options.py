@@ -9,7 +9,7 @@ import pytest
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.main import main
-from har_edge.config.pipeline import BrokerConfig
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.errors import ConfigError
 from har_edge.mqtt.address import read_address
 

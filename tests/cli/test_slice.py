@@ -16,7 +16,8 @@ import pytest
 
 from har_edge.cli.main import main
 from har_edge.cli.reports.split_methods import OperatorMethods, print_operators
-from har_edge.config.pipeline import load_pipeline, write_pipeline
+from har_edge.config.pipeline import load_pipeline
+from har_edge.config.pipeline_writer import write_pipeline
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.inference.interpreter import load_slice
 from har_edge.tflite.manifest import load_manifest
@@ -400,7 +401,7 @@ def test_a_pipeline_file_that_cannot_be_written_leaves_no_new_folder(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("har_edge.config.pipeline.write_atomic", fail)
+    monkeypatch.setattr("har_edge.config.pipeline_writer.write_atomic", fail)
     out = tmp_path / "out"
     assert main(["slice", "int8", "--at", "4", "--out", str(out)]) == 2
     said = " ".join(capsys.readouterr().err.split())

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from har_edge.config.pipeline import BrokerConfig, JoinConfig, MissingRule, load_pipeline, write_pipeline
+from har_edge.config.pipeline import load_pipeline
+from har_edge.config.pipeline_config import BrokerConfig, JoinConfig, MissingRule
+from har_edge.config.pipeline_writer import write_pipeline
 from har_edge.config.task import SourceInput, StateRule, StreamTask, Task, with_reducers
 from har_edge.errors import ConfigError, ModelError
 from har_edge.tflite.manifest import SliceEntry, SliceManifest, TensorSpec, load_manifest

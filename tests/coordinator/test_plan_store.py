@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.coordinator.plan_store import PlanStore
 from har_edge.errors import MessageError
 from har_edge.mqtt.bus import Outgoing

@@ -5,7 +5,7 @@ import re
 import msgspec
 import pytest
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.errors import MessageError
 from har_edge.protocol.deployment import (
     MAX_GENERATIONS,

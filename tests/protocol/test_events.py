@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.mqtt.bus import Delivery, Outgoing
 from har_edge.protocol import deployment, wire
 from har_edge.protocol.artifacts import MAX_CHUNK_BYTES, MAX_HEADER_BYTES, Header, encode_header

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.coordinator.config import CoordinatorConfig
 from har_edge.coordinator.coordinator import NAME, Coordinator
 from har_edge.coordinator.failover import StageCost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.mqtt.bus import Delivery
 from har_edge.protocol.deployment import PROTOCOL, VERSION, Deployment, Generation, Placement, encode_deployment

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from har_edge.config.catalog import find_model
-from har_edge.config.pipeline import MissingRule
+from har_edge.config.pipeline_config import MissingRule
 from har_edge.errors import ModelError
 from har_edge.evaluation.prediction import Classifier
 from har_edge.inference.interpreter import Interpreter

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.config.task import SourceInput, StreamTask, Task
 from har_edge.errors import ConfigError, MessageError, NodeError
 from har_edge.mqtt.bus import Session

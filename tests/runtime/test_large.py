@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from har_edge.config.message_sizes import largest_message, message_bytes, sends_bytes, tensor_bytes, window_size
-from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, MQTT_MAX_BYTES, Pipeline, load_pipeline, payload_limit
+from har_edge.config.pipeline import Pipeline, load_pipeline
+from har_edge.config.pipeline_config import LEAST_PAYLOAD_LIMIT, MQTT_MAX_BYTES, payload_limit
 from har_edge.errors import BrokerError, ConfigError
 from har_edge.mqtt.broker.launcher import Mosquitto, find_mosquitto, start_mosquitto
 from har_edge.mqtt.bus import Bus, Delivery, Session

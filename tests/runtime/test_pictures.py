@@ -14,7 +14,8 @@ import pytest
 from har_edge.cli.main import main
 from har_edge.config.array_output import MAX_VALUES, check_arrays, real_values
 from har_edge.config.image_task import Normalization, derive_image_task
-from har_edge.config.pipeline import Pipeline, PipelineConfig, find_batch_problem, load_pipeline
+from har_edge.config.pipeline import Pipeline, find_batch_problem, load_pipeline
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.config.task import ArrayOutput, SourceInput, StreamTask, Task
 from har_edge.config.unlisted_model import derive_task
 from har_edge.data.description import load_description, parse_description

@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from har_edge.config.pipeline import load_pipeline, write_pipeline
+from har_edge.config.pipeline import load_pipeline
+from har_edge.config.pipeline_writer import write_pipeline
 from har_edge.config.task import SourceInput, StateRule, StreamTask, Task
 from har_edge.errors import ConfigError
 from har_edge.inference.interpreter import Interpreter

@@ -136,7 +136,8 @@ def test_a_shard_that_takes_sources_runs_no_window_without_them(folder: Path) ->
 
     import msgspec
 
-    from har_edge.config.pipeline import JoinConfig, MissingRule, load_pipeline
+    from har_edge.config.pipeline import load_pipeline
+    from har_edge.config.pipeline_config import JoinConfig, MissingRule
     from har_edge.errors import ConfigError
 
     pipeline = load_pipeline(folder)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from har_edge.cli.main import main
-from har_edge.config.pipeline import load_pipeline, write_pipeline
+from har_edge.config.pipeline import load_pipeline
+from har_edge.config.pipeline_writer import write_pipeline
 from har_edge.errors import ConfigError, HarEdgeError, ModelError
 from har_edge.evaluation.composition import load_whole
 from har_edge.evaluation.prediction import Classifier

@@ -15,7 +15,8 @@ from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from har_edge.config.pipeline import BrokerConfig, Pipeline
+    from har_edge.config.pipeline import Pipeline
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.config.task import Task
     from har_edge.data.description import StreamDescription
     from har_edge.data.recording import Recording
@@ -210,7 +211,7 @@ def reach(
     args: argparse.Namespace, session: Session, settings: BrokerConfig | None = None, folder: Path | None = None
 ) -> PollableBus:
     """Open the bus for the options; `settings` fills in what they leave open, with files relative to `folder`."""
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.mqtt.connect import open_bus
 
     settings = settings or BrokerConfig()
@@ -222,7 +223,7 @@ def reach_address(
     args: argparse.Namespace, address: Address, session: Session, settings: BrokerConfig | None = None
 ) -> PollableBus:
     """Open the bus for the options to another broker than the one that they name."""
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.mqtt.connect import open_bus
 
     settings = settings or BrokerConfig()

@@ -18,7 +18,7 @@ from har_edge.units import duration
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from har_edge.config.pipeline import PipelineConfig
+    from har_edge.config.pipeline_config import PipelineConfig
     from har_edge.config.task import Task
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
@@ -139,7 +139,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     import time
     from functools import partial
 
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.coordinator.coordinator import NAME, Coordinator
     from har_edge.coordinator.model_replacement import ModelReplacer, ModelWatch
     from har_edge.coordinator.planner_thread import PlannerThread
@@ -258,7 +258,8 @@ def _prepare(
     import msgspec
 
     from har_edge.config.model_state import starts_fresh
-    from har_edge.config.pipeline import PipelineConfig, generation_id
+    from har_edge.config.pipeline import generation_id
+    from har_edge.config.pipeline_config import PipelineConfig
     from har_edge.coordinator.config import CoordinatorConfig
     from har_edge.coordinator.planner_thread import Planner
     from har_edge.coordinator.shared_planner import SharedPlanner
@@ -397,7 +398,8 @@ def _probe(config: PipelineConfig, generation: Generation, stream: str, number: 
     """Return the messages of a probe; files of the task lie beside the model."""
     import time
 
-    from har_edge.config.pipeline import FILE_NAME, assemble
+    from har_edge.config.pipeline import assemble
+    from har_edge.config.pipeline_config import FILE_NAME
     from har_edge.runtime.probe import probe
 
     pipeline = assemble(config, generation.manifest, beside / FILE_NAME)

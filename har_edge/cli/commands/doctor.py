@@ -92,7 +92,8 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _diagnostics(args: argparse.Namespace) -> Diagnostics:
-    from har_edge.config.pipeline import BrokerConfig, load_pipeline
+    from har_edge.config.pipeline import load_pipeline
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.monitor.broker_checks import BrokerChecks
     from har_edge.monitor.deployed_diagnostics import deployed_diagnostics
     from har_edge.monitor.diagnostics import Diagnostics, checks_of_broker

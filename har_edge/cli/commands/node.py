@@ -96,7 +96,7 @@ def add_own_broker(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     options.one_thread()
     options.start_logging(args)
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.inference.load_check import LoadCheck
     from har_edge.mqtt.bus import TakenOver
     from har_edge.protocol.artifacts import MAX_BYTES
@@ -242,7 +242,7 @@ def start_training(args: argparse.Namespace, context: WorkerContext, job: AnyJob
 
 def carried_broker(args: argparse.Namespace, node: str) -> CarriedBroker:
     """Return the broker that the options ask this node to carry, if any, and the ways to those of others."""
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.mqtt.broker.own import OwnBrokerKind, OwnBrokerSettings
     from har_edge.runtime.node.carried_broker import CarriedBroker
 

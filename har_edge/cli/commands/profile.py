@@ -157,7 +157,7 @@ def _bus(args: argparse.Namespace, device: str) -> Iterator[tuple[Bus, str]]:
     import secrets
     import tempfile
 
-    from har_edge.config.pipeline import BrokerConfig
+    from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.mqtt.broker.launcher import start_mosquitto
     from har_edge.mqtt.bus import Session
     from har_edge.mqtt.connect import ClientLibrary, MqttVersion, open_bus

@@ -246,7 +246,9 @@ def _write(
     predicted: Sequence[float],
 ) -> None:
     """Write slices, manifest, and the pipeline file with its companions unless a person's own file is there."""
-    from har_edge.config.pipeline import DEFAULT_NAME, generation_id, keep_existing, write_pipeline
+    from har_edge.config.pipeline import generation_id, keep_existing
+    from har_edge.config.pipeline_config import DEFAULT_NAME
+    from har_edge.config.pipeline_writer import write_pipeline
 
     out: Path = args.out
     kept = keep_existing(out, cut.manifest, task)  # raises before anything is written

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from har_edge.config.message_sizes import sends_bytes
-from har_edge.config.pipeline import LEAST_PAYLOAD_LIMIT, PACKET_BYTES, payload_limit
+from har_edge.config.pipeline_config import LEAST_PAYLOAD_LIMIT, PACKET_BYTES, payload_limit
 from har_edge.errors import BrokerError, HarEdgeError
 from har_edge.inference.load_check import LoadCheck, default_check
 from har_edge.mqtt.bus import PollableBus, Session, TakenOver

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from har_edge.config.pipeline import BrokerConfig, Pipeline
+from har_edge.config.pipeline import Pipeline
+from har_edge.config.pipeline_config import BrokerConfig
 from har_edge.errors import NodeError
 from har_edge.inference.codecs import MAX_FILE_BYTES
 from har_edge.mqtt.bus import Bus, Session

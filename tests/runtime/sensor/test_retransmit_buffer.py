@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from har_edge.codecs.catalog import make_reducer
-from har_edge.config.pipeline import PipelineConfig
+from har_edge.config.pipeline_config import PipelineConfig
 from har_edge.config.task import SourceInput
 from har_edge.errors import BrokerError, ConfigError, NodeError
 from har_edge.mqtt.bus import Delivery
