@@ -25,6 +25,8 @@ from har_edge.tflite.model import Model
 
 _SAME = 1 - 1e-9
 NEAR = 1.01  # a plan no slower than by this factor is as good, if it has fewer devices
+SHARING_GAIN = 1.05  # shared layers that promise less than this: predictions are off by about as much (docs/results.md)
+SHARED = "shared layers"
 _ROUNDS = 3
 
 
@@ -51,7 +53,8 @@ def choose_plan(
 ) -> PlanChoice:
     """Return the best plan of all.
 
-    Among plans with nearly the same bottleneck, it is one of fewer devices whose latency is no longer.
+    Among plans with nearly the same bottleneck, it is one of fewer devices whose latency is no longer. Devices share
+    layers where that promises SHARING_GAIN over whole layers on as many devices, or where those do not fit.
 
     Args:
         profile: The measurements that speeds refer to.
@@ -74,7 +77,7 @@ def choose_plan(
         if shared is None or flows is None:
             raise
         return _shared(flows, shared, None, ())
-    if shared is not None and flows is not None and prefer([plan, shared]) is shared:
+    if shared is not None and flows is not None and prefer([plan, shared]) is shared and not _as_good(plan, shared):
         return _shared(flows, shared, plan, others)
     obstacle = _obstacle(candidate, shared) if split and len(planning.devices) > 1 else ""
     return _unshared(planning, plan, others, shared, obstacle)
@@ -98,6 +101,13 @@ def prefer(plans: Sequence[Plan]) -> Plan:
         and plan.latency_s <= best.latency_s / (1 if len(plan.devices) < len(best.devices) else 2)
     ]
     return min(near, key=lambda plan: (len(plan.devices), plan.latency_s), default=best)
+
+
+def _as_good(whole: Plan, shared: Plan) -> bool:
+    """Return whether whole layers, on no more devices, come so close to shared ones that a prediction cannot tell."""
+    if not shared.is_split or len(whole.devices) > len(shared.devices):
+        return False
+    return whole.value_s <= SHARING_GAIN * shared.value_s
 
 
 def _best_whole(planning: PlanningProblem, whole: Plan) -> tuple[Plan, list[OtherPlan]]:
@@ -177,7 +187,7 @@ def _unshared(
     found, remarks = [other.alternative for other in others], []
     if shared is not None and shared.is_split:
         found.append(
-            Alternative("shared layers", len(shared.stages), len(shared.devices), shared.bottleneck_s, shared.latency_s)
+            Alternative(SHARED, len(shared.stages), len(shared.devices), shared.bottleneck_s, shared.latency_s)
         )
     values = [each.bottleneck_s if plan.objective is Objective.THROUGHPUT else each.latency_s for each in found]
     better = min((value for value in values if value is not None), default=math.inf) < plan.value_s * _SAME

@@ -79,6 +79,8 @@ def plan_cuts(
     balance([1.0] * total, stages, [0] * (total - 1))  # too many stages: say so before measuring
     chosen = Delegate(delegate or Delegate.XNNPACK)
     default_check()(model.data, model.name, chosen.value)
+    if stages == 1:
+        return StagePlan((), (time_whole(model, threads=threads, delegate=chosen),))
     segments = fastest_times(watch(measure_segments(model, threads=threads, delegate=chosen), ROUNDS * total))
     whole_s = time_whole(model, threads=threads, delegate=chosen)
     return even_stages(model, segments, overhead_s(segments, whole_s), stages)

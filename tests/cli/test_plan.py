@@ -439,7 +439,7 @@ def test_a_plan_with_parities_says_what_the_better_one_without_is(
     code, text, err = run("plan", str(network), *options, "--replicas", "1", "--drawing", str(drawing))
     told = " ".join(text.split())
     assert code == 0, err
-    found = re.search(rf": a {goal} ([0-9.]+)% smaller, with 1 device and a [a-z]+ of [^:]*: (.*?parity costs)", told)
+    found = re.search(rf": a {goal} ([0-9.]+)% smaller, with [12] devices? and a [a-z]+ of [^:]*: (.*?parity costs)", told)
     assert found is not None and float(found[1]) > 50, told
     assert found[2] == "the difference is what the parity costs" and "1 devices" not in told
     assert "nearly as much" not in told and "was not found" not in told
@@ -463,7 +463,7 @@ def profile_of(name: str, path: Path, seconds: float) -> Path:
 @pytest.mark.parametrize("objective", ["latency", "throughput"])
 def test_a_model_with_several_inputs_is_shared_where_that_is_faster(run: Run, tmp_path: Path, objective: str) -> None:
     """Each shard of the first block takes its rows of all three inputs."""
-    devices, out, slow = equal_devices(tmp_path, 3, 1e7), tmp_path / "plan.json", tmp_path / "slow.json"
+    devices, out, slow = equal_devices(tmp_path, 4, 1e7), tmp_path / "plan.json", tmp_path / "slow.json"
     options = ["--devices", str(devices), "--profile", str(profile_of("int8", slow, 0.1)), "--objective", objective]
     code, _, err = run("plan", "int8", *options, "--out", str(out))
     assert code == 0, err
@@ -496,6 +496,20 @@ def test_one_device_is_faster_where_messages_cost_more(run: Run, network: Path, 
     devices = equal_devices(tmp_path, 4, 100.0)
     _, text, _ = run("plan", str(network), "--devices", str(devices), "--profile", str(slow), "--objective", "latency")
     assert "one device is faster" in text and "1 stage on 1 of 4 devices" in text
+
+
+def test_layers_stay_whole_where_sharing_gains_less_than_predictions_are_off_by(
+    run: Run, network: Path, slow: Path, tmp_path: Path
+) -> None:
+    options = ["--profile", str(slow), "--replicas", "1", "--objective", "latency"]
+    _, text, _ = run("plan", str(network), "--devices", str(equal_devices(tmp_path, 3, 150.0)), *options)
+    told = " ".join(text.split())
+    found = re.search(r"shared layers: a latency ([0-9.]+)% smaller, with 2 devices and a bottleneck of [^:]*: ", told)
+    assert found is not None and 0 < float(found[1]) < 5, told
+    assert "less than predictions are off by, so that layers stay whole" in told
+    assert "1 stage on 1 of 3 devices" in told and "one device is faster" not in told
+    _, text, _ = run("plan", str(network), "--devices", str(equal_devices(tmp_path, 3, 300.0)), *options)
+    assert re.search("1 stage on [23] of 3 devices", text) and "layers stay whole" not in " ".join(text.split())
 
 
 def test_no_split_plans_whole_layers(run: Run, network: Path, slow: Path, tmp_path: Path) -> None:

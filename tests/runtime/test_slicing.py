@@ -46,6 +46,14 @@ def test_cuts_that_were_measured_are_legal_and_as_many_as_asked_for() -> None:
     assert set(plan.cuts) <= {cut.index for cut in list_cuts(model) if cut.refusal is None}
 
 
+def test_one_stage_is_timed_as_a_whole_and_no_segment_of_it() -> None:
+    def watch(segments: object, total: int) -> list[Segment]:
+        raise AssertionError("a segment was timed")
+
+    plan = plan_cuts(read_model(models.chain()), 1, watch=watch)
+    assert plan.cuts == () and len(plan.seconds) == 1 and plan.seconds[0] > 0
+
+
 def test_too_many_stages_are_refused_before_anything_is_timed() -> None:
     def watch(segments: object, total: int) -> list[Segment]:
         raise AssertionError("timed")

@@ -16,7 +16,7 @@ from rich.text import Text
 from har_edge.cli.console import first_fit, make_console, say
 from har_edge.cli.reports.bars import bar
 from har_edge.cli.reports.shared_layers import draw_blocks
-from har_edge.planner.choice import NEAR
+from har_edge.planner.choice import NEAR, SHARED, SHARING_GAIN
 from har_edge.planner.plan import Alternative, Objective, Plan, PlannedStage
 from har_edge.planner.split_plan import SplitCandidate
 from har_edge.units import duration, plural, size
@@ -179,6 +179,8 @@ def _smaller(plan: Plan, alternatives: Sequence[Alternative]) -> str | None:
     )
     if plan.has_parity:
         return f"{text}: the difference is what the parity costs"
+    if best.name == SHARED and plan.value_s <= SHARING_GAIN * value:
+        return f"{text}: less than predictions are off by, so that layers stay whole"
     return f"{text}: this plan does nearly as much with {len(plan.devices)}" if plan.value_s <= NEAR * value else text
 
 
