@@ -439,7 +439,8 @@ def test_a_plan_with_parities_says_what_the_better_one_without_is(
     code, text, err = run("plan", str(network), *options, "--replicas", "1", "--drawing", str(drawing))
     told = " ".join(text.split())
     assert code == 0, err
-    found = re.search(rf": a {goal} ([0-9.]+)% smaller, with [12] devices? and a [a-z]+ of [^:]*: (.*?parity costs)", told)
+    smaller = rf": a {goal} ([0-9.]+)% smaller, with [12] devices? and a [a-z]+ of [^:]*: (.*?parity costs)"
+    found = re.search(smaller, told)
     assert found is not None and float(found[1]) > 50, told
     assert found[2] == "the difference is what the parity costs" and "1 devices" not in told
     assert "nearly as much" not in told and "was not found" not in told
