@@ -87,6 +87,7 @@ class Coordinator:
         self._read_at = float("inf")
         self._ticked, self._changed_at, self._reconnects = now, now, -1
         self._trouble = self._waiting = self._disagreement = self._standing = ""
+        self._remarks: tuple[str, ...] = ()
         self._connected = False
         # While another model is about to take the place of this one, no plan is made; `remark` is for the status.
         self.held, self.remark, self.hears_of_models = False, "", False
@@ -223,7 +224,9 @@ class Coordinator:
         self._reassigner.stage_costs.update({epoch: costs for epoch, costs in response.stage_costs.items() if epoch})
         self._pool.reference_speed = response.reference_speed or self._pool.reference_speed
         for remark in response.remarks:
-            self._say(remark)
+            if remark not in self._remarks:  # what the last plan said as well is known
+                self._say(remark)
+        self._remarks = response.remarks
         self._trouble = decision.text if response.problem else ""
         if not decision.go:
             self._say(decision.text)

@@ -288,6 +288,19 @@ def test_a_slow_node_gets_less_after_two_looks(world: World) -> None:
     assert speeds["b"] < 0.2 * speeds["a"]
 
 
+def test_what_plan_after_plan_remarks_is_said_once_until_one_does_not(world: World) -> None:
+    def look(*remarks: str) -> None:
+        """Let a joining node ask for a plan."""
+        world.drawer.remarks, asked = remarks, len(world.drawer.asked)
+        world.join(f"e{asked}", speed=1.0)
+        world.until(lambda: len(world.drawer.asked) > asked, 60)
+        world.run(1.0)
+
+    for remarks in (("x is absent",), ("x is absent", "y is absent"), (), ("x is absent",)):
+        look(*remarks)
+    assert [line for line in world.lines if "is absent" in line] == ["x is absent", "y is absent", "x is absent"]
+
+
 def test_a_slow_moment_changes_nothing(world: World) -> None:
     world.run(8)
     world.nodes["b"].slow = 9.0

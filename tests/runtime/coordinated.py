@@ -73,6 +73,7 @@ class Drawer:
     spec: PlacementSpec = field(default_factory=PlacementSpec)
     most: int = 4
     problem: str = ""
+    remarks: tuple[str, ...] = ()
     asked: list[PlanRequest] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
     _made: list[PlanResponse] = field(default_factory=list)
@@ -100,6 +101,7 @@ class Drawer:
                 stage_costs={0: (StageCost(1.0, 10),) * count},
                 contents=by_hash(self.model, count),
                 reference_speed=100.0,
+                remarks=self.remarks,
             )
         )
 
