@@ -30,7 +30,7 @@ BUSY = 0.96
 SYNC_BUSY = 0.85
 MAX_LOCAL_STEPS = 400
 # Rounds that an epoch has at least in LOCAL: with fewer, the models drift apart between two means.
-LEAST_ROUNDS = 4
+LEAST_ROUNDS = 5
 # A round costs so much at least, whatever the link: polling, packing, a turn of the broker.
 ROUND_S = 0.05
 

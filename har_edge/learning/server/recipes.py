@@ -15,8 +15,8 @@ _RATE, _BATCH = 0.05, 32
 _DECAY = 0.001
 # Workers that step alone take at most so many times the rate of one device: beyond, their models drift apart.
 _MOST_LOCAL = 2.0
-# A sample shall change the mean of their weights by so much of what it changes those of one device.
-_WEIGHT_OF_SAMPLE = 0.9
+# A sample shall change the mean of their weights by so many times what it changes those of one device.
+_WEIGHT_OF_SAMPLE = 1.2
 _LEAST_BETA = 0.1
 
 
@@ -35,13 +35,13 @@ def choose_optimizer(asked: str, mode: TrainingMode, global_batch: int, compress
     return f"momentum:lr={_RATE * _factor(mode, global_batch):.4f}{decay},schedule=cosine"
 
 
-def choose_server_optimizer(mode: TrainingMode, global_batch: int) -> str:
+def choose_server_optimizer(mode: TrainingMode, global_batch: int, workers: int) -> str:
     """Return the text of the optimizer for the mean change in a run that names none; "" where the mean is taken itself.
 
     With more workers a sample moves the mean less; a momentum of the server makes up for it (Wang et al. 2020, SlowMo).
     """
     beta = 1 - _factor(mode, global_batch) * _BATCH / (_WEIGHT_OF_SAMPLE * global_batch)
-    if mode is not TrainingMode.LOCAL or beta < _LEAST_BETA:
+    if mode is not TrainingMode.LOCAL or workers < 2 or beta < _LEAST_BETA:
         return ""
     return f"momentum:lr=1,beta={beta:.2f},nesterov=1"
 

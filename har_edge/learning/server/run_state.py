@@ -87,7 +87,9 @@ def _choose_optimizers(server: TrainingServer, steps: int) -> None:
     server.server_text = settings.server_optimizer if mode is TrainingMode.LOCAL else ""
     if settings.optimizer == RATE_AUTO and found.startswith("momentum"):
         chooses = not settings.server_optimizer and not settings.job.noise  # momentum would keep noise up
-        server.server_text = choose_server_optimizer(mode, server.batch) if chooses else server.server_text
+        server.server_text = (
+            choose_server_optimizer(mode, server.batch, server.choice.workers) if chooses else server.server_text
+        )
         steps_too = chooses and bool(server.server_text)
         server.lines.append(explain_recipe(mode, server.batch, server_steps=steps_too))
     if settings.server_optimizer and not server.server_text:

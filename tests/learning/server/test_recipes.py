@@ -68,15 +68,19 @@ def test_the_rate_follows_the_root_of_the_global_batch_unless_an_optimizer_is_na
 
 
 def test_the_momentum_of_the_server_grows_with_the_number_of_workers() -> None:
-    found = {workers: choose_server_optimizer(TrainingMode.LOCAL, 32 * workers) for workers in (1, 2, 4, 8, 11)}
+    found = {
+        workers: choose_server_optimizer(TrainingMode.LOCAL, 32 * workers, workers) for workers in (1, 2, 4, 8, 11)
+    }
     assert found == {
         1: "",
-        2: "momentum:lr=1,beta=0.21,nesterov=1",
-        4: "momentum:lr=1,beta=0.44,nesterov=1",
-        8: "momentum:lr=1,beta=0.72,nesterov=1",
-        11: "momentum:lr=1,beta=0.80,nesterov=1",
+        2: "momentum:lr=1,beta=0.41,nesterov=1",
+        4: "momentum:lr=1,beta=0.58,nesterov=1",
+        8: "momentum:lr=1,beta=0.79,nesterov=1",
+        11: "momentum:lr=1,beta=0.85,nesterov=1",
     }
-    assert choose_server_optimizer(TrainingMode.SYNC, 352) == choose_server_optimizer(TrainingMode.STALE, 352) == ""
+    assert choose_server_optimizer(TrainingMode.LOCAL, 352, 1) == ""
+    for mode in (TrainingMode.SYNC, TrainingMode.STALE):
+        assert choose_server_optimizer(mode, 352, 11) == ""
 
 
 def test_a_run_that_names_none_gets_momentum_at_the_server_and_says_why() -> None:
@@ -86,7 +90,7 @@ def test_a_run_that_names_none_gets_momentum_at_the_server_and_says_why() -> Non
     assert "x 2.00, for a global batch of 200 (at most x 2 with local steps" in why and "server's momentum" in why
     begun = next(line for line in fleet.lines if "; updates " in line)
     assert "momentum:lr=0.1000,decay=0.001,schedule=cosine" in begun
-    assert begun.endswith("; server momentum:lr=1,beta=0.64,nesterov=1")
+    assert begun.endswith("; server momentum:lr=1,beta=0.73,nesterov=1")
 
 
 def test_the_server_lets_weights_decay_as_local_steps_would() -> None:
