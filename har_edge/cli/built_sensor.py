@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options
 from har_edge.cli.console import say
+from har_edge.cli.trust import open_gate
 from har_edge.errors import ConfigError, NodeError
 from har_edge.protocol.topics import MAX_ID_LENGTH
 from har_edge.timing import RESULT_SESSION_S
@@ -23,20 +24,26 @@ if TYPE_CHECKING:
     from har_edge.config.pipeline import Pipeline
     from har_edge.mqtt.bus import Bus, Session
     from har_edge.protocol.deployment import Deployment
+    from har_edge.protocol.topics import Topics
     from har_edge.runtime.sensor.flow_control import FlowController
     from har_edge.runtime.sensor.sensor import Sensor, SensorSetup
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
+    from har_edge.trust.gate import PlanGate
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltSensor:
-    """A sensor, its pipeline, its sources, and what it does about windows that are on their way."""
+    """A sensor, its pipeline, its sources, and what it does about windows that are on their way.
+
+    `gate` verifies the plans that it follows; None where it follows any.
+    """
 
     pipeline: Pipeline
     sensor: Sensor
     sources: list[str]
     flow: FlowController
+    gate: PlanGate | None = None
 
     def report(self, faults: Iterable[tuple[str, int]] = (), *, how: str = "", total: int | None = None) -> str:
         """Say what was sent (of `total` windows), and what went wrong on the way.
@@ -64,6 +71,8 @@ def make_sensor(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     """Return the sensor that the options ask for; None where it waited for a plan and was stopped."""
     if args.pipeline is not None:
         return follow(args, stop)
+    if args.trust is not None:
+        raise ConfigError("--trust came without --pipeline; expected both: slices of a folder have no plan to verify")
     from har_edge.config.pipeline import check_batch
     from har_edge.runtime.build import build_sensor, override, topics_of
     from har_edge.runtime.sensor.flow_control import Untracked
@@ -108,7 +117,7 @@ def name_of(args: argparse.Namespace) -> str:
     return f"sensor-{args.source[:32]}-{streams[0][:32]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) -> Bus:
+def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity, gate: PlanGate | None = None) -> Bus:
     """Return the bus of a sensor; NodeError where its name is that of something else that is alive."""
     from har_edge.runtime.node.registration import check_role
 
@@ -116,7 +125,14 @@ def connect(args: argparse.Namespace, pipeline: Pipeline, identity: Identity) ->
         return options.connect(args, pipeline, session)
 
     check_role(reach, identity.topics, identity.node, identity.role)
-    return reach(identity.session(expiry_s=RESULT_SESSION_S))
+    return gated(reach(identity.session(expiry_s=RESULT_SESSION_S)), gate, identity.topics)
+
+
+def gated(bus: Bus, gate: PlanGate | None, topics: Topics) -> Bus:
+    """Return the bus, behind the gate where there is one."""
+    from har_edge.trust.gated_bus import GatedBus
+
+    return bus if gate is None else GatedBus(bus, gate, topics)
 
 
 def overtaken(source: str, identity: Identity) -> int:
@@ -139,7 +155,10 @@ def follow(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     if args.reducer is not None:
         raise ConfigError("--reducer came with --pipeline; expected without: the plan says how windows are reduced")
     topics, store = Topics(args.base, args.pipeline), Store(args.cache or default_folder())
-    loader = ReducerLoader(topics, store, lambda session: options.reach(args, session), lambda: stop.asked)
+    gate = open_gate(args.trust, topics, name_of(args))
+    loader = ReducerLoader(
+        topics, store, lambda session: gated(options.reach(args, session), gate, topics), lambda: stop.asked
+    )
     deployment = loader.await_plan()
     if deployment is None:
         return None
@@ -159,4 +178,4 @@ def follow(args: argparse.Namespace, stop: Stop) -> BuiltSensor | None:
     buffer, partial = RetransmitBuffer(sources, time.time()), set(sources) < set(pipeline.task.inputs)
     live, waits, run = _is_live(args), args.give_up, new_run()
     follower = PlanFollower(deployment, sensor, buffer, topics, refit, waits, expires=live, partial=partial, run=run)
-    return BuiltSensor(pipeline, sensor, sources, follower)
+    return BuiltSensor(pipeline, sensor, sources, follower, gate)

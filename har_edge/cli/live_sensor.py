@@ -84,7 +84,7 @@ def run_live(args: argparse.Namespace, made: BuiltSensor, stop: Stop) -> int:
     made.flow.expect([args.stream])
     detail = f"{', '.join(sources)} of {args.stream}, live from {device.name}"
     identity = options.identity_of(args, pipeline, built_sensor.name_of(args), "sensor", detail, sources=made.sources)
-    bus = built_sensor.connect(args, pipeline, identity)
+    bus = built_sensor.connect(args, pipeline, identity, made.gate)
     reducers = options.listed_reducers(pipeline.task, sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     loop = LiveLoop(

@@ -29,6 +29,7 @@ COMMANDS = (
         "doctor",
         "broker",
         "service",
+        "keys",
         "slice",
         "evaluate",
         "train",

@@ -213,7 +213,7 @@ def _loop(
     identity = options.identity_of(
         args, made.pipeline, built_sensor.name_of(args), "sensor", detail, sources=made.sources
     )
-    bus = built_sensor.connect(args, made.pipeline, identity)
+    bus = built_sensor.connect(args, made.pipeline, identity, made.gate)
     reducers = options.listed_reducers(made.pipeline.task, made.sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     kept = max(KEPT_LEAST, KEPT_BYTES // (4 * shape.bytes))  # windows are float32

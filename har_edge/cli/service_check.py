@@ -21,6 +21,8 @@ PATHS = {
     "devices": True,
     "model": True,
     "plan": True,
+    "sign_key": True,
+    "trust": True,
     "stream": True,
     "directory": False,
     "cache": False,
@@ -78,6 +80,8 @@ def _is_name(role: str, option: str, text: str) -> bool:
         return role == "sensor" or text in (*BUILT_IN, "images")  # a sensor's is the name of a person or machine
     if option in ("live", "images"):
         return text == "-"
+    if option == "trust":  # "first", or a key itself
+        return not Path(text).exists() and ("/" not in text and not text.endswith(".pub"))
     if option == "model":
         from har_edge.config.catalog import load_catalog
 

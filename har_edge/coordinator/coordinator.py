@@ -7,7 +7,7 @@ stands in the plan that it retains; slow work is asked for with a PlanRequest an
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -29,6 +29,7 @@ from har_edge.coordinator.model_replacement import HEARS_OF_MODELS
 from har_edge.coordinator.plan_store import PlanStore
 from har_edge.coordinator.readiness import PATIENCE, ReadinessProbe
 from har_edge.coordinator.recovery import recover
+from har_edge.coordinator.refusals import Refusals
 from har_edge.coordinator.replan import SLICES, PlanRequest, PlanResponse, Replan
 from har_edge.coordinator.rollout import Rollout, Step, StepOutcome, StepResult, is_running, unready
 from har_edge.coordinator.session_gc import SessionCollector
@@ -91,6 +92,9 @@ class Coordinator:
         self._connected = False
         # While another model is about to take the place of this one, no plan is made; `remark` is for the status.
         self.held, self.remark, self.hears_of_models = False, "", False
+        self._refusals = Refusals()
+        # For signed plans: counts on from the number that a node says to have accepted.
+        self.outdo: Callable[[int], None] | None = None
 
     @property
     def deployment(self) -> Deployment | None:
@@ -121,11 +125,11 @@ class Coordinator:
         """The text in the status for people."""
         current = self.deployment.current if self.deployment else None
         if current is None:
-            return self.remark or self._trouble or self._waiting or "nothing is deployed yet"
+            return self._refusals.detail or self.remark or self._trouble or self._waiting or "nothing is deployed yet"
         step = "" if self.rollout.step is Step.IDLE else f"rollout: {self.rollout.step.value}"
         parts = [arrangement_of(current), unready(self.membership, current), step]
         kept_out = f"no stage for {', '.join(sorted(self._pool.failing))} for a while" if self._pool.failing else ""
-        parts += [self._waiting, self._standing, kept_out, self._trouble, self.remark]
+        parts += [self._refusals.detail, self._waiting, self._standing, kept_out, self._trouble, self.remark]
         return f"epoch {current.epoch}: {'; '.join(filter(None, parts))}"
 
     @property
@@ -251,6 +255,7 @@ class Coordinator:
             case HeartbeatEvent():
                 return self._take_heartbeat(event, now)
             case StatusEvent() if event.node != NAME:
+                self._note_refusal(event)
                 changes = self.membership.note_status(event.node, event.status, now, retained=event.retained)
                 self._note_events(changes, now)
                 return any(change.health in _EVENTFUL for change in changes)
@@ -263,6 +268,13 @@ class Coordinator:
         if isinstance(event, Unreadable):
             raise MessageError(event.reason)
         return False
+
+    def _note_refusal(self, event: StatusEvent) -> None:
+        """Take note of whether a node follows our plans."""
+        self._say(self._refusals.note(event.node, event.status, self._store.published))
+        newest = self._refusals.newest(event.node)
+        if newest is not None and self.outdo is not None:
+            self.outdo(newest)
 
     def _take_heartbeat(self, event: HeartbeatEvent, now: float) -> bool:
         node = event.node

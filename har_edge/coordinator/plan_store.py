@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from har_edge.errors import MessageError
@@ -13,6 +15,8 @@ from har_edge.protocol.topics import Topics
 
 # Numbers of others count up to here: ours go on from them, and must not come to what nobody reads.
 _MAX_HEARD = MAX_REVISION // 2
+# How many of the plans that were published last are known again where a node refuses one.
+_PUBLISHED = 16
 
 
 class PlanStore:
@@ -29,6 +33,7 @@ class PlanStore:
         self.epoch = epoch
         self._topics, self._author, self._started = topics, author, started
         self.dirty = False
+        self.published: tuple[str, ...] = ()  # the SHA-256 of each
         self._said = False  # whether a plan of ours went out
         self._echoed = -1  # the last revision of ours that the broker had
         self._before = ""  # whose plan was adopted: an old broker may retain it again, by a clock that was ahead
@@ -70,7 +75,9 @@ class PlanStore:
         if not self.dirty:
             return []
         self.dirty, self._said = False, True
-        return [Outgoing(self._topics.plan(), encode_deployment(self.deployed), retain=True)]
+        payload = encode_deployment(self.deployed)
+        self.published = (*self.published, hashlib.sha256(payload).hexdigest())[-_PUBLISHED:]
+        return [Outgoing(self._topics.plan(), payload, retain=True)]
 
     def take(self, event: PlanEvent | Unreadable) -> str:
         """Take a plan: our own, that of an earlier author, or that of a younger one; say what a person should read.

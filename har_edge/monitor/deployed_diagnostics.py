@@ -17,6 +17,7 @@ from har_edge.monitor.node_brokers import check_node_brokers
 from har_edge.monitor.observer import Observer
 from har_edge.monitor.permissions import Connect
 from har_edge.monitor.probe_run import NO_PLAN, ProbeRun, fixed_here, no_plan, stalled
+from har_edge.monitor.signatures import check_signatures
 from har_edge.monitor.training_leftovers import check_trainings
 from har_edge.mqtt.bus import Bus, Session
 from har_edge.protocol.cluster_state import BEATING
@@ -60,6 +61,7 @@ def deployed_diagnostics(
         Check("clocks", checks.clocks, ("credentials", "nodes"), _NODES),
         Check("versions", checks.versions, ("credentials", "nodes"), _NODES),
         Check("plan", checks.plan, reads=(Kind.PLAN,)),
+        Check("signatures", checks.signatures, ("nodes",), (Kind.STATUS,)),
         Check("replicas", checks.replicas, ("plan",), (Kind.PLAN,)),
         Check("slices", checks.slices, ("plan",), _FILES),
         Check("stages", checks.stages, ("plan", "nodes"), _NODES),
@@ -249,6 +251,10 @@ class _Checks:
         else:
             slices = len(deployment.current.manifest.slices)
             yield passed(name, f"revision {deployment.revision}, epoch {deployment.epoch}, {slices} slices")
+
+    def signatures(self, name: str) -> Iterator[Finding]:
+        """See whether nodes refuse plans, and whether these are signed."""
+        yield from check_signatures(name, self._alive("node"), self._alive("coordinator"), self._topics)
 
     def replicas(self, name: str) -> Iterator[Finding]:
         """See what stages on several nodes mean on this broker."""

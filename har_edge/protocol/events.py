@@ -17,6 +17,7 @@ from har_edge.protocol import wire
 from har_edge.protocol.artifacts import MAX_CHUNK_BYTES, MAX_CHUNKS, Header, decode_header
 from har_edge.protocol.deployment import Deployment, decode_deployment
 from har_edge.protocol.results import Result, decode_results
+from har_edge.protocol.signatures import SignedStatement, decode_signature
 from har_edge.protocol.split_training import SPLIT_LEVELS, SplitMessage, decode_split
 from har_edge.protocol.status import Heartbeat, NodeStatus, decode_heartbeat, decode_status
 from har_edge.protocol.topics import Kind, Topic, Topics, is_probe, read_topic
@@ -87,6 +88,13 @@ class PlanEvent(msgspec.Struct, frozen=True, gc=False):
     deployment: Deployment | None
 
 
+class SignatureEvent(msgspec.Struct, frozen=True, gc=False):
+    """A signature of the plan, not verified yet; nothing `signed` where it was removed."""
+
+    topic: Topic
+    signed: SignedStatement | None
+
+
 class HeaderEvent(msgspec.Struct, frozen=True, gc=False):
     """How an artifact is divided at the broker; no `header` where the artifact was removed."""
 
@@ -144,6 +152,7 @@ Event: TypeAlias = (
     | StatusEvent
     | HeartbeatEvent
     | PlanEvent
+    | SignatureEvent
     | HeaderEvent
     | ChunkEvent
     | TrainingEvent
@@ -221,6 +230,10 @@ def _plan(topic: Topic, message: Delivery | Outgoing) -> Event:
     return PlanEvent(topic, deployment)
 
 
+def _signature(topic: Topic, message: Delivery | Outgoing) -> Event:
+    return SignatureEvent(topic, decode_signature(message.payload) if message.payload else None)
+
+
 def _header(topic: Topic, message: Delivery | Outgoing) -> Event:
     return HeaderEvent(topic, decode_header(message.payload, topic.levels[0]) if message.payload else None)
 
@@ -245,6 +258,7 @@ _READERS: Mapping[Kind, Callable[[Topic, Delivery | Outgoing], Event]] = {
     Kind.STATUS: _status,
     Kind.HEARTBEAT: _heartbeat,
     Kind.PLAN: _plan,
+    Kind.SIGNATURE: _signature,
     Kind.SLICE: _header,
     Kind.CHUNK: _chunk,
     Kind.TRAINING: _training,

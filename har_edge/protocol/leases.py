@@ -6,6 +6,8 @@ connection. So a client that was cut off looks at what is retained before it com
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from har_edge.mqtt.bus import Delivery, SessionLease
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.events import PlanEvent, StatusEvent, decode
@@ -27,16 +29,21 @@ def status_lease(topic: str, instance: str, started: float) -> SessionLease:
 
 
 def placement_lease(
-    topics: Topics, deployment: Deployment, replica_id: tuple[int, int, int], node: str
+    topics: Topics,
+    deployment: Deployment,
+    replica_id: tuple[int, int, int],
+    node: str,
+    trusts: Callable[[bytes], bool] = lambda _: True,
 ) -> SessionLease:
     """Return the session lease of a replica (generation, stage, replica): a plan may give that to another node.
 
-    A plan that is older than `deployment` does not count: a broker that lost its latest state may retain one.
+    A plan that is older than `deployment` does not count: a broker that lost its latest state may retain one. Nor
+    does one that `trusts` does not know by its bytes: it was not verified.
     """
 
     def taken(delivery: Delivery) -> bool:
         event = decode(delivery, topics)
-        if not isinstance(event, PlanEvent) or event.deployment is None:
+        if not isinstance(event, PlanEvent) or event.deployment is None or not trusts(delivery.payload):
             return False
         return not deployment.replaces(event.deployment) and event.deployment.holder(*replica_id) != node
 

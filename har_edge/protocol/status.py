@@ -131,6 +131,19 @@ class StreamCount(msgspec.Struct, frozen=True, omit_defaults=True):
         return max(0, self.sent - (self.answered or 0) - self.lost - self.incomplete)
 
 
+class PlanRefusal(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The last plan that a node refused, where none was accepted since.
+
+    `code` names the kind of reason (trust/verdict.py), `reason` is the text for people. `plan` is the SHA-256 of its
+    bytes, by which its author knows it; `serial` is the newest number that the node has accepted.
+    """
+
+    code: Annotated[str, msgspec.Meta(max_length=32)]
+    reason: Annotated[str, msgspec.Meta(max_length=400)] = ""
+    plan: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    serial: Count = 0
+
+
 class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """The retained self-description of a node.
 
@@ -139,7 +152,8 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     do; a sensor that follows a deployment says which `epoch` its windows go to, and every sensor what it sent of its
     `streams`, and which `sources` of each (none where it is older); a stage of a fixed folder says which `slice` it
     runs, and the `epoch` of its cut. `said` is when it said this, and `lost_at` when windows that it lost last
-    became more (its clock, seconds since 1970; 0 where it does not say, or for never).
+    became more (its clock, seconds since 1970; 0 where it does not say, or for never). `signer` is the key by which it
+    verifies plans, empty where it follows any; `refused` is the last plan that it did not follow.
     """
 
     node: Word
@@ -158,6 +172,8 @@ class NodeStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     sources: Annotated[tuple[Word, ...], msgspec.Meta(max_length=MAX_SOURCES)] = ()
     said: float = 0.0
     lost_at: float = 0.0
+    signer: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    refused: PlanRefusal | None = None
 
 
 class StagePhase(str, enum.Enum):

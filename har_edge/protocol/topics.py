@@ -6,6 +6,7 @@
     <base>/v1/<pipeline>/node/<node>/status            what a node says of itself; its last will says that it is lost
     <base>/v1/<pipeline>/beat/<node>                   a sign of life, several a second, with what its stages do
     <base>/v1/<pipeline>/plan                          what is deployed where (protocol/deployment.py)
+    <base>/v1/<pipeline>/signature                     that of the plan, where it has one (protocol/signatures.py)
     <base>/v1/<pipeline>/slice/<sha256>                one slice, or another file of the pipeline: its size, its chunks
     <base>/v1/<pipeline>/chunk/<sha256>/<number>       the bytes of one chunk of it
     <base>/v1/<pipeline>/train/<run>/<what>[/<worker>] a training on the devices (protocol/training.py)
@@ -49,6 +50,7 @@ class Kind(enum.Enum):
     STATUS = "node"
     HEARTBEAT = "beat"
     PLAN = "plan"
+    SIGNATURE = "signature"
     SLICE = "slice"
     CHUNK = "chunk"
     TRAINING = "train"
@@ -56,7 +58,17 @@ class Kind(enum.Enum):
     TRAINING_CHUNK = "part"
 
 
-RETAINED = frozenset({Kind.STATUS, Kind.PLAN, Kind.SLICE, Kind.CHUNK, Kind.TRAINING_FILE, Kind.TRAINING_CHUNK})
+RETAINED = frozenset(
+    {
+        Kind.STATUS,
+        Kind.PLAN,
+        Kind.SIGNATURE,
+        Kind.SLICE,
+        Kind.CHUNK,
+        Kind.TRAINING_FILE,
+        Kind.TRAINING_CHUNK,
+    }
+)
 # The retained messages of a training, by the level after its run.
 RETAINED_OF_TRAINING = frozenset({"job", "progress", "checkpoint", "split", "stages", "model"})
 # How many levels may follow the kind.
@@ -67,6 +79,7 @@ _LEVELS = {
     Kind.STATUS: (2,),
     Kind.HEARTBEAT: (1,),
     Kind.PLAN: (0,),
+    Kind.SIGNATURE: (0,),
     Kind.SLICE: (1,),
     Kind.CHUNK: (2,),
     Kind.TRAINING: (2, 3),
@@ -160,6 +173,9 @@ class Topics:
 
     def plan(self) -> str:
         return f"{self.prefix}plan"
+
+    def signature(self) -> str:
+        return f"{self.prefix}signature"
 
     def slice(self, sha256: str) -> str:
         return f"{self.prefix}slice/{sha256}"

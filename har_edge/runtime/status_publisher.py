@@ -16,6 +16,7 @@ from har_edge.protocol.status import (
     DETAIL,
     NodeCapabilities,
     NodeStatus,
+    PlanRefusal,
     SliceInfo,
     State,
     StreamCount,
@@ -31,7 +32,7 @@ LOSSES = ("given_up", "too_large", "dropped")  # the counters of windows that a 
 class Identity:
     """The identity of a process, and the birth, will and lease that follow from it.
 
-    `detail`, `device` and `epoch` may change while it runs: the next status says so.
+    `detail`, `device`, `epoch`, `signer` and `refused` may change while it runs: the next status says so.
     """
 
     topics: Topics
@@ -45,6 +46,8 @@ class Identity:
     epoch: int = 0
     slice: SliceInfo | None = None
     sources: tuple[str, ...] = ()
+    signer: str = ""
+    refused: PlanRefusal | None = None
 
     @property
     def topic(self) -> str:
@@ -78,6 +81,8 @@ class Identity:
                 sources=self.sources,
                 said=said,
                 lost_at=lost_at,
+                signer=self.signer,
+                refused=self.refused,
             )
         )
 

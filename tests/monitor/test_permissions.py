@@ -35,8 +35,8 @@ def test_the_access_list_permits_what_each_role_needs_and_nobody_else_the_plan(r
 
 
 def test_all_roles_together_need_every_kind_of_topic_both_ways() -> None:
-    # Access lists of before know nothing of training: doctor asks for none of it.
-    training = {Kind.TRAINING, Kind.TRAINING_FILE, Kind.TRAINING_CHUNK}
+    # Access lists of before know nothing of training and signatures: doctor asks for none of it.
+    training = {Kind.TRAINING, Kind.TRAINING_FILE, Kind.TRAINING_CHUNK, Kind.SIGNATURE}
     assert {right.kind for right in permissions_of(Role) if right.publishes and right.reads} == set(Kind) - training
     assert permissions_of([]) == [] and set(PUBLISHES) == set(READS) == set(Role)
 

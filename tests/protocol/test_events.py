@@ -27,6 +27,7 @@ from har_edge.protocol.events import (
     reason_of,
 )
 from har_edge.protocol.results import Result, encode_results
+from har_edge.protocol.signatures import SignedStatement, encode_signature
 from har_edge.protocol.status import (
     MAX_BYTES,
     MAX_COUNTERS,
@@ -50,6 +51,7 @@ STATUS = NodeStatus("pi", "node", State.READY, "i", 1.0)
 HEARTBEAT = Heartbeat("pi", "i", 1, 5.0, stages=(StageReport(1, 0, 0, StagePhase.RUNNING),))
 PLAN = Deployment(VERSION, 1, "author", 1.0, PipelineConfig(TASK, name="test"))
 RESULT = Result("anna", 3, "still", 1, 0.9, 1.0, 2.0, 7)
+SIGNED = SignedStatement(1, "{}", "0" * 64, "0" * 128)
 HEADER = Header(1, SHA256, 300_000, 262_144, 2)
 UPDATE = Update(
     run="night", author="a", worker="pi", round=1, task=2, samples=3, vector=VectorPart("f4", 1, b"\0\0\0\0")
@@ -186,6 +188,7 @@ def test_no_bytes_raise(kind: Kind, payload: bytes, cut: int) -> None:
         Kind.STATUS: (TOPICS.status("pi"), encode_status(STATUS)),
         Kind.HEARTBEAT: (TOPICS.heartbeat("pi"), encode_heartbeat(HEARTBEAT)),
         Kind.PLAN: (TOPICS.plan(), encode_deployment(PLAN)),
+        Kind.SIGNATURE: (TOPICS.signature(), encode_signature(SIGNED)),
         Kind.SLICE: (TOPICS.slice(SHA256), encode_header(HEADER)),
         Kind.CHUNK: (TOPICS.chunk(SHA256, 0), b"bytes"),
         Kind.TRAINING: (TOPICS.training("night", "update", "pi"), encode_training(UPDATE)),

@@ -52,7 +52,8 @@ def test_topics_are_built_and_read_back(built: str, text: str, kind: Kind, level
 def test_the_page_lists_every_kind_with_its_retain_flag() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
     rows = re.findall(
-        r"^\| `(window|act|result|node|beat|plan|slice|chunk|file|part)[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ",
+        r"^\| `(window|act|result|node|beat|plan|signature|slice|chunk|file|part)"
+        r"[^|]*\|[^|]*\|[^|]*\| (\d) +\| (yes|no) ",
         page,
         re.MULTILINE,
     )
@@ -82,7 +83,10 @@ def test_topics_of_a_training_are_built_and_read_back(what: TrainingLevel | Spli
         ("har/v2/demo/plan", "expected one below 'har/v1/demo/'"),
         ("", "topic '' came"),
         ("har/v1/demo", "expected one below"),
-        ("har/v1/demo/", "has the kind ''; expected one of window, act, result, node, beat, plan, slice, chunk, train"),
+        (
+            "har/v1/demo/",
+            "has the kind ''; expected one of window, act, result, node, beat, plan, signature, slice, chunk, train",
+        ),
         ("har/v1/demo/windows/s/c", "has the kind 'windows'"),
         ("har/v1/demo/window/s", "is malformed; expected 2 ids after 'window'"),
         ("har/v1/demo/window/s/c/d", "is malformed; expected 2 ids after 'window'"),

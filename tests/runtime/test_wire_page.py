@@ -15,6 +15,7 @@ from har_edge.protocol.artifacts import Header
 from har_edge.protocol.deployment import Deployment, Generation, Phase, Placement, encode_deployment
 from har_edge.protocol.events import HeaderEvent, decode
 from har_edge.protocol.results import AnomalyScore, HeatMap, Result
+from har_edge.protocol.signatures import SignedStatement, Statement
 from har_edge.protocol.status import (
     NEXT,
     Heartbeat,
@@ -55,6 +56,8 @@ TABLES = [
     (Deployment, "The plan", "field"),
     (Generation, "The plan", "field of a generation"),
     (Placement, "The plan", "field of a placement"),
+    (SignedStatement, "The plan", "field of a signature"),
+    (Statement, "The plan", "field of a statement"),
     (AnomalyScore, "Results", "field of `anomaly`"),
 ]
 

@@ -13,6 +13,7 @@ from har_edge.cli.arguments.model_task import ResolvedModel, add_flags, copy_wit
 from har_edge.cli.console import follow
 from har_edge.cli.console import say as print_folded
 from har_edge.cli.packed_slices import add_pack, find_packings
+from har_edge.cli.trust import add_sign, open_signing_bus
 from har_edge.units import duration
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from har_edge.tflite.model import Model
     from har_edge.tflite.packed_cuts import PackingRequest
     from har_edge.tflite.packing import TensorPacking
+    from har_edge.trust.keys import SigningKey
 
     PreparedModel = tuple[Identity, CoordinatorConfig, Planner | SharedPlanner | SplitPlanner]
 
@@ -104,6 +106,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="deploy --model even where a training has rolled out another one in its place (train --deploy)",
     )
+    add_sign(parser)
     options.add_wire(parser, None, "the lowest that carries the model (default), or 3 where no node is older")
     add_pack(parser)
     options.add_data(parser)
@@ -150,6 +153,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     from har_edge.protocol.topics import Topics
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
+    from har_edge.trust.keys import load_key
 
     stop = Stop().catch_signals()
     topics = Topics(args.base, args.pipeline)
@@ -158,6 +162,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
     identity = Identity(topics, NAME, NAME, client)
     setup, planner = _prepare(args, identity, known)
     central = options.find_address(args, BrokerConfig(), Path())
+    key = None if args.sign_key is None else load_key(args.sign_key)
 
     def delete_session(client_id: str, url: str) -> None:
         """End a session at a broker by taking it over for a moment."""
@@ -175,13 +180,19 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
         return _prepare_replacement(args, topics, client, folder, known, note, stop)
 
     bus = options.reach(args, identity.session(expiry_s=0))
-    watch = None if args.keep_model else ModelWatch(partial(options.reach, args), topics, f"models-{identity.instance}")
+    keeps = args.keep_model or key is not None  # nobody signs the models of trainings
+    watch = None if keeps else ModelWatch(partial(options.reach, args), topics, f"models-{identity.instance}")
     say(f"coordinator of {topics.base}/{topics.pipeline}: {args.model}; MQTT client: {identity.client}")
+    say(_signed_by(key, topics))
     while True:
         planner_thread = PlannerThread(planner.plan, delete_session)
         replacer = None if watch is None else ModelReplacer(watch, setup.model_sha256, prepare, say)
+        coordinator, signing = Coordinator(setup, time.monotonic()), None
+        if key is not None:
+            signing, identity.signer = open_signing_bus(bus, topics, key), key.public
+            coordinator.outdo = signing.outdo
         try:
-            run_coordinator(bus, Coordinator(setup, time.monotonic()), identity, planner_thread, stop, say, replacer)
+            run_coordinator(signing or bus, coordinator, identity, planner_thread, stop, say, replacer)
         except TakenOver:
             print("coordinator: a younger coordinator of this pipeline has taken over; ending", file=sys.stderr)
             return options.EXIT_TAKEN_OVER
@@ -194,6 +205,16 @@ def _serve(args: argparse.Namespace, folder: Path) -> int:
         watch.close()
     say("coordinator stopped; what is deployed runs on")
     return 0
+
+
+def _signed_by(key: SigningKey | None, topics: Topics) -> str:
+    """Say whether this deployment is signed."""
+    if key is None:
+        return (
+            f"plans are unsigned: nodes follow whoever may publish at {topics.plan()} (`har-edge keys new FILE`, then "
+            "--sign-key FILE, signs them)"
+        )
+    return f"plans are signed: nodes verify them with --trust ed25519:{key.public}; models of trainings are not taken"
 
 
 def _find_model(args: argparse.Namespace, folder: Path) -> ResolvedModel:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.cli.trust import add_trust, open_gate, say_unsigned
 from har_edge.errors import ConfigError
 from har_edge.timing import LEAVE_S
 from har_edge.units import size
@@ -56,6 +57,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="own labelled samples to train on (idx files, a folder of pictures, .npz): they never leave this device",
+    )
+    add_trust(parser, "run")
+    parser.add_argument(
+        "--unsigned-trainings",
+        action="store_true",
+        help="with --trust, take part in trainings too, which nobody signs (default: in none)",
     )
     options.add_delegate(parser, "what the plan says")
     add_own_broker(parser)
@@ -110,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     from har_edge.runtime.node.worker import Worker, WorkerContext
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
+    from har_edge.trust.gated_bus import GatedBus
 
     if args.data is not None:
         check_own_samples(args.data)
@@ -118,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
     max_bytes = min(MAX_BYTES, read_memory() // 4)
     broker = carried_broker(args, name)
+    gate = open_gate(args.trust, topics, name)
     context = WorkerContext(
         topics,
         name,
@@ -128,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         check=LoadCheck(store.folder),
         delegate=args.delegate,
         connect_to=broker.connect_to,
+        trusts=(lambda _: True) if gate is None else gate.knows,
     )
     identity = Identity(topics, name, ROLE, options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)
@@ -139,11 +149,17 @@ def run(args: argparse.Namespace) -> int:
         for line in broker.start(identity):
             say(line)
         say(f"node {name} connected: {describe(identity)}; MQTT client: {identity.client}")
-        trainings = None
-        levels = hearable_jobs(context.connect, topics)
+        if gate is None:
+            say_unsigned(topics)
+        else:
+            bus = GatedBus(bus, gate, topics)
+        trainings, signed_only = None, gate is not None and not args.unsigned_trainings
+        if signed_only:
+            say("this node takes part in no training: nobody signs those (--unsigned-trainings permits them)")
+        levels = [] if signed_only else hearable_jobs(context.connect, topics)
         if levels:
             trainings = Trainings(topics, lambda job: start_training(args, context, job), levels)
-        node = Node(identity, lambda one, plan, desired: Worker(context, one, plan, desired), trainings)
+        node = Node(identity, lambda one, plan, desired: Worker(context, one, plan, desired), trainings, gate)
         stuck = run_node(bus, node, stop, drain_timeout_s=args.drain_timeout, watch=lambda: broker.watch(identity))
     except TakenOver:
         say(f"node {name}: a younger node of this name has taken over; ending (give each its --name)", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from har_edge.cli import built_sensor, live_sensor, picture_sensor
 from har_edge.cli.arguments import options, values
 from har_edge.cli.console import say
+from har_edge.cli.trust import add_trust
 from har_edge.timing import GIVE_UP_S
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "exit code 1 (default: 120; 0: never)",
     )
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help=CACHE)
+    add_trust(parser, "with --pipeline, follow")
     parser.add_argument("--keep-null", action="store_true", help="replay rows without an activity (label 0) too")
     # For commands that start sensors themselves and have printed already which data these replay.
     parser.add_argument("--no-notice", action="store_true", help=argparse.SUPPRESS)
@@ -100,7 +102,7 @@ def replay(args: argparse.Namespace, made: built_sensor.BuiltSensor, stop: Stop)
     made.flow.expect([recording.stream for recording in recordings])
     detail = f"{', '.join(sources)} of {', '.join(recording.stream for recording in recordings)}, {where}"
     identity = options.identity_of(args, pipeline, built_sensor.name_of(args), "sensor", detail, sources=made.sources)
-    bus = built_sensor.connect(args, pipeline, identity)
+    bus = built_sensor.connect(args, pipeline, identity, made.gate)
     reducers = options.listed_reducers(pipeline.task, sources)
     say(f"sensor {args.source} connected: {detail}; reducer: {reducers}; MQTT client: {identity.client}")
     delay = options.batch_delay(pipeline.task, args.batch, args.speed)

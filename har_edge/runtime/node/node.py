@@ -6,6 +6,7 @@ alive (beats). It does no work that takes long, so that beats go on while stages
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,16 @@ from har_edge.errors import BrokerError
 from har_edge.mqtt.bus import Bus, Delivery, Outgoing, TakenOver
 from har_edge.protocol.deployment import Deployment
 from har_edge.protocol.events import PlanEvent, Unreadable, decode
-from har_edge.protocol.status import NEXT, BrokerOffer, Heartbeat, StagePhase, StageReport, State, encode_heartbeat
+from har_edge.protocol.status import (
+    NEXT,
+    BrokerOffer,
+    Heartbeat,
+    PlanRefusal,
+    StagePhase,
+    StageReport,
+    State,
+    encode_heartbeat,
+)
 from har_edge.protocol.topics import RETAINED, Kind
 from har_edge.runtime.node.trainings import Trainings
 from har_edge.runtime.node.worker import LEAVING, DesiredState, ReplicaId
@@ -23,6 +33,8 @@ from har_edge.runtime.sender import drain
 from har_edge.runtime.status_publisher import Identity
 from har_edge.runtime.stop import Stop
 from har_edge.timing import HEARTBEAT_S, NO_BROKER_S, NODE_STATUS_S, WORKER_END_S
+from har_edge.trust.gate import PlanGate
+from har_edge.trust.verdict import Flaw
 
 _log = logging.getLogger(__name__)
 # How often a node looks at its stages while one is on its way from one phase to the next.
@@ -89,17 +101,25 @@ def replicas_of(deployment: Deployment | None, node: str) -> dict[ReplicaId, Des
 class Node:
     """Control a node, without a bus: deliveries in, status and beats out; `start_worker` makes the worker of a replica.
 
-    A plan that is malformed is dropped and counted, one that is older than the last is left: what runs goes on.
+    A plan that is malformed is dropped and counted, one that is older than the last is left: what runs goes on. The
+    status says which plan was refused last: by the `gate` of a node that verifies signatures, or for its revision.
     """
 
-    def __init__(self, identity: Identity, start_worker: StartWorker, trainings: Trainings | None = None) -> None:
-        self.trainings = trainings
+    def __init__(
+        self,
+        identity: Identity,
+        start_worker: StartWorker,
+        trainings: Trainings | None = None,
+        gate: PlanGate | None = None,
+    ) -> None:
+        self.trainings, self._gate = trainings, gate
+        self._older: PlanRefusal | None = None
         self.identity, self.state, self.rejected = identity, State.INIT, 0
         self.deployment: Deployment | None = None
         self.workers: dict[ReplicaId, WorkerHandle] = {}
         self._start_worker, self._topics = start_worker, identity.topics
         self._number, self._beat_at, self._said = 0, 0.0, frozenset[tuple[ReplicaId, StagePhase]]()
-        self._told: tuple[State, int, int, BrokerOffer | None] | None = None
+        self._told: tuple[State, int, int, BrokerOffer | None, PlanRefusal | None] | None = None
         self._say_at, self._reconnects = 0.0, 0
 
     # --- what it is told ----------------------------------------------------------------------------------------------
@@ -120,12 +140,17 @@ class Node:
             self.deployment = None
             return
         if self.deployment is None or deployment.replaces(self.deployment):
-            self.deployment = deployment
-        elif deployment != self.deployment:
+            self.deployment, self._older = deployment, None
+        elif deployment == self.deployment:
+            self._older = None
+        else:
             self.rejected += 1
             text = "dropped revision %d of the plan by %s: revision %d by %s is newer"
             last = self.deployment
             _log.warning(text, deployment.revision, deployment.author, last.revision, last.author)
+            reason = f"revision {deployment.revision} came; revision {last.revision} by {last.author[:80]!r} is newer"
+            digest = hashlib.sha256(delivery.payload).hexdigest()
+            self._older = PlanRefusal(Flaw.OLDER.value, reason, digest, last.revision)
 
     def begin(self) -> None:
         """Take stages from now on; the identity says what the device can do."""
@@ -180,9 +205,11 @@ class Node:
         if self.state in (State.READY, State.BUSY):
             busy = any(one.phase in _RUNNING for one in self.workers.values())
             self._enter(State.BUSY if busy else State.READY)
-        outgoing = []
-        device = self.identity.device
-        told = (self.state, reconnects, self.rejected, device.broker if device else None)
+        outgoing, device, gate = [], self.identity.device, self._gate
+        if gate is not None:
+            self.identity.signer = gate.key
+        self.identity.refused = (gate.refusal if gate is not None else None) or self._older
+        told = (self.state, reconnects, self._refusals, device.broker if device else None, self.identity.refused)
         if told != self._told or now >= self._say_at:
             self._told, self._beat_at, self._say_at = told, now, now + NODE_STATUS_S
             outgoing.append(self.status(counters))
@@ -192,7 +219,7 @@ class Node:
 
     def status(self, counters: Mapping[str, int] | None = None) -> Outgoing:
         """Return the retained status."""
-        counts = {"plans_rejected": self.rejected, **(counters or {})}
+        counts = {"plans_rejected": self._refusals, **(counters or {})}
         return Outgoing(self.identity.topic, self.identity.status(self.state, counts), retain=Kind.STATUS in RETAINED)
 
     def leave(self, timeout_s: float = WORKER_END_S) -> None:
@@ -211,6 +238,10 @@ class Node:
         """Return the status of a node that has gone on purpose."""
         self._enter(State.STOPPED)
         return self.status()
+
+    @property
+    def _refusals(self) -> int:
+        return self.rejected + (self._gate.refused if self._gate is not None else 0)
 
     def _enter(self, state: State) -> None:
         if state is not self.state:

@@ -98,6 +98,7 @@ class WorkerContext:
     loading: threading.Lock = field(default_factory=threading.Lock)
     check: LoadCheck = field(default_factory=default_check)
     connect_to: Callable[[str, Session], PollableBus] = no_way
+    trusts: Callable[[bytes], bool] = lambda _: True  # whether these bytes are a plan that was verified
 
 
 def session_of(context: WorkerContext, deployment: Deployment, replica_id: ReplicaId) -> Session:
@@ -108,7 +109,7 @@ def session_of(context: WorkerContext, deployment: Deployment, replica_id: Repli
     return Session(
         client_id=session_name(topics.base, topics.pipeline, *key),
         expiry_s=config.session_expiry_s,
-        lease=placement_lease(topics, deployment, key, context.node),
+        lease=placement_lease(topics, deployment, key, context.node, context.trusts),
         max_packet_bytes=limit + PACKET_BYTES,
     )
 
