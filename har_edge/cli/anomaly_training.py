@@ -16,6 +16,7 @@ from har_edge.cli.arguments import options
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
+from har_edge.protocol.text import origin_word
 from har_edge.units import duration, plural, size
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def evaluate(
         say(f"no AUROC: {error}")
         return None
     pixels = "" if figures.pixel_auroc is None else f", pixel AUROC {figures.pixel_auroc:.4f}"
-    kind = "real" if pictures.real else "synthetic"
+    kind = origin_word(pictures.name, real=pictures.real)
     say(f"image AUROC {figures.image_auroc:.4f}{pixels} on {plural(figures.pictures, 'test picture')} ({kind})")
     say(f"above the threshold: {figures.caught:.1%} of anomalous ones, {figures.false_alarms:.1%} of normal ones")
     scored = ScoredPictures(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from har_edge.cli.console import say
+from har_edge.protocol.text import with_origin
 from har_edge.units import plural
 
 if TYPE_CHECKING:
@@ -73,6 +74,6 @@ def write_int8(
     say(
         f"int8: {path.name} from ranges of {plural(len(ranges.workers), 'worker')} on {ranges.samples} of {whose}; "
         f"{figures[0]}, float32 {figures[1]}, on {len(inputs.data.test)} held-out samples of "
-        f"{inputs.data.test.name} ({'real' if inputs.data.test.real else 'synthetic'})"
+        f"{with_origin(inputs.data.test.name, real=inputs.data.test.real)}"
     )
     return made

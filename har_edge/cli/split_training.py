@@ -20,6 +20,7 @@ from har_edge.cli.device_training import (
     name_of_run,
 )
 from har_edge.errors import BrokerError, ConfigError
+from har_edge.protocol.text import with_origin
 from har_edge.units import duration, plural, speed
 
 if TYPE_CHECKING:
@@ -361,9 +362,9 @@ def write_results(parts: _Run, server: SplitServer, stop: Stop) -> int:
         say(f"went back {plural(len(record.recoveries), 'time')}: {plural(lost, 'step')} computed again")
     if record.scores:
         score = record.scores[-1]
-        kind = "real" if parts.train.real else "synthetic"
+        data = with_origin(parts.train.name, real=parts.train.real)
         say(
-            f"accuracy {score.accuracy:.4f} on {score.samples} held-out samples of {parts.train.name} ({kind}) after "
+            f"accuracy {score.accuracy:.4f} on {score.samples} held-out samples of {data} after "
             f"epoch {score.epoch}; broker {server.settings.figures.broker}"
         )
     if finished:

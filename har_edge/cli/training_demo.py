@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from har_edge.cli.console import say
 from har_edge.errors import ConfigError, DataError, NodeError
+from har_edge.protocol.text import origin_word
 from har_edge.units import plural
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def choose_samples(where: Path | None) -> DemoSamples:
         part.reshaped((28, 28)).take(generator.permutation(len(part))[:count])
         for part, count in ((data.train, SAMPLES), (data.test, HELD_OUT))
     )
-    kind = "real" if train.real else "synthetic"
+    kind = origin_word(train.name, real=train.real)
     origin = (
         f"{train.name} from {found} ({kind}): {len(train)} of {len(data.train)} samples to train on, {len(test)} of "
         f"{len(data.test)} to test with"

@@ -32,7 +32,7 @@ class AnomalyNote(msgspec.Struct, frozen=True):
         heat_high: The same quantile of the maxima of their heat maps; a pixel above it is called anomalous.
         fit: How pictures of another aspect ratio were brought to size (an AspectRule).
         data: The name of the training pictures.
-        real: Whether these are real.
+        real: Whether these are known to be real.
         features: The network whose features are used, with its hash; "" for none.
     """
 

@@ -29,3 +29,32 @@ def listed(names: Collection[str], most: int = 8) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(list(names)[:most]) + more
+
+
+# Stands in the name of pictures that somebody put into a folder: nothing says whether they are real.
+UNKNOWN_ORIGIN = "nothing is known of their origin"
+
+
+def name_pictures(folder: str) -> str:
+    """Return the name of the pictures of a folder.
+
+    >>> name_pictures("bottles")
+    'pictures of bottles (nothing is known of their origin)'
+    """
+    return f"pictures of {folder} ({UNKNOWN_ORIGIN})"
+
+
+def with_origin(name: str, *, real: bool) -> str:
+    """Return the name of samples, with whether they are real unless it says itself that nobody knows.
+
+    >>> with_origin("mnist", real=True), with_origin(name_pictures("bottles"), real=False)
+    ('mnist (real)', 'pictures of bottles (nothing is known of their origin)')
+    """
+    return name if UNKNOWN_ORIGIN in name else f"{name} ({origin_word(name, real=real)})"
+
+
+def origin_word(name: str, *, real: bool) -> str:
+    """Return whether samples of this name are real, synthetic, or of unknown origin, in words."""
+    if UNKNOWN_ORIGIN in name:
+        return "of unknown origin"
+    return "real" if real else "synthetic"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from har_edge.learning.server.checkpoints import EpochRow, RoundRow
-from har_edge.protocol.text import escape
+from har_edge.protocol.text import escape, with_origin
 from har_edge.protocol.training import RunState, TrainingProgress
 from har_edge.units import ago, plural, size
 
@@ -75,7 +75,7 @@ def draw_progress(progress: TrainingProgress) -> RenderableType:
 
 def status_lines(progress: TrainingProgress, age_s: float) -> list[str]:
     """Return a training as `har-edge status` shows it; its last words are `age_s` old."""
-    data = f"{progress.data} ({'real' if progress.real else 'synthetic'})" if progress.data else "unknown data"
+    data = with_origin(progress.data, real=progress.real) if progress.data else "unknown data"
     lives = progress.state in (RunState.WAITING, RunState.RUNNING)
     state = f"{progress.state.value} {ago(age_s)}"
     if lives:

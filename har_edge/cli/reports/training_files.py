@@ -11,7 +11,7 @@ from har_edge.cli.console import say
 from har_edge.cli.reports.training import rounds_csv, traffic_line
 from har_edge.errors import ConfigError
 from har_edge.files import write_atomic
-from har_edge.protocol.text import escape
+from har_edge.protocol.text import escape, with_origin
 from har_edge.protocol.training import RunState
 from har_edge.units import duration, plural, size
 
@@ -47,9 +47,9 @@ def write_results(args: argparse.Namespace, server: TrainingServer, inputs: Trai
     if skipped:
         say(f"{plural(skipped, 'sample')} of workers that had gone were left out")
     if said.accuracy is not None:
-        kind = "real" if said.real else "synthetic"
+        data = with_origin(said.data, real=said.real)
         say(
-            f"accuracy {said.accuracy:.4f} on {said.held_out} held-out samples of {said.data} ({kind}) after epoch "
+            f"accuracy {said.accuracy:.4f} on {said.held_out} held-out samples of {data} after epoch "
             f"{said.accuracy_epoch}; broker {said.broker}"
         )
     if said.privacy:

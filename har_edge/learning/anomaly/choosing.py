@@ -91,21 +91,23 @@ def choose(statistics: FeatureStatistics, normal: FeatureMaps, defective: Sequen
 def choose_weighted(
     statistics: FeatureStatistics, normal: FeatureMaps, defective: Sequence[FeatureMaps]
 ) -> DetectorSettings:
-    """Return settings in which every map counts: the score of each varies alike on normal pictures.
+    """Return settings with the maps that separate best together, weighted so that each varies alike on normal pictures.
 
-    None is left out, though a defect may show in one alone: nobody knows which anomalies come. The regularization is
-    chosen by sums of the maps' own scores, then pool and blur with the whole detector.
+    Maps and regularization are chosen by sums of the maps' own scores, then pool and blur with the whole detector.
     """
-    best = dict[Pool, tuple[float, DetectorSettings]]()
-    for regularization in _REGULARIZATIONS:
-        alone = [_alone(statistics, i, regularization, [normal, *defective]) for i in range(len(statistics.means))]
-        for pool in Pool:
-            inverse = np.array([1 / max(float(one[pool][0].std()), 1e-12) for one in alone])
-            weights = inverse / inverse.sum()
-            first, *others = (np.tensordot(weights, x, 1) for x in zip(*(one[pool] for one in alone), strict=True))
+    count, best = len(statistics.means), dict[Pool, tuple[float, DetectorSettings]]()
+    chosen = np.array([one for one in product((0.0, 1.0), repeat=count) if any(one)])
+    singles = [statistics.only(number) for number in range(count)]
+    for regularization, pool in product(_REGULARIZATIONS, Pool):
+        settings = DetectorSettings(pool, regularization)
+        alone = [_alone(one, i, settings, [normal, *defective]) for i, one in enumerate(singles)]
+        inverse = np.array([1 / max(float(one[0].std()), 1e-12) for one in alone])
+        for weights in chosen * inverse:
+            first, *others = (np.tensordot(weights, x, 1) for x in zip(*alone, strict=True))
             found = float(np.mean([separation(first, other) for other in others]))
             if pool not in best or found > best[pool][0]:
-                best[pool] = found, DetectorSettings(pool, regularization, 0.0, tuple(map(float, weights)))
+                shares = tuple(map(float, weights / weights.sum()))
+                best[pool] = found, DetectorSettings(pool, regularization, 0.0, shares)
     return _best(statistics, _with_blurs(statistics, [one for _, one in best.values()]), normal, defective)
 
 
@@ -139,12 +141,8 @@ def _best(
 
 
 def _alone(
-    statistics: FeatureStatistics, number: int, regularization: float, maps: Sequence[FeatureMaps]
-) -> dict[Pool, list[Floats]]:
-    """Return squared scores by one map alone, for each of some sets of pictures."""
-    head = Interpreter(bytes(write_head(statistics.only(number), DetectorSettings(Pool.MAX, regularization))))
-    squares = [np.square(FeatureMaps(part.maps[number : number + 1]).run(head)[1]) for part in maps]
-    return {
-        Pool.MAX: [found.max(axis=(1, 2)) for found in squares],
-        Pool.MEAN: [found.mean(axis=(1, 2)) for found in squares],
-    }
+    statistics: FeatureStatistics, number: int, settings: DetectorSettings, maps: Sequence[FeatureMaps]
+) -> list[Floats]:
+    """Return squared scores by the map of this number alone, for each of some sets of pictures."""
+    head = Interpreter(bytes(write_head(statistics, settings)))
+    return [np.square(FeatureMaps(part.maps[number : number + 1]).run(head)[0]) for part in maps]

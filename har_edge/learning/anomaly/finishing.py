@@ -16,7 +16,8 @@ from har_edge.learning.anomaly.defects import add_defects, rearrange
 from har_edge.learning.anomaly.detector import DetectorSettings, write_detector, write_head
 
 DEFAULT_QUANTILE = 0.99
-# At most so many of the held-out pictures choose the settings: each is run once for each of them.
+# At most so many of the held-out pictures choose the settings: each is run once for each of them. Twice as many choose
+# among combinations of maps, which are more.
 CHOOSING = 64
 
 
@@ -74,7 +75,7 @@ def finish_detector(
 
 def _choose(learned: LearnedFeatures, held_out: Pixels, seed: int) -> tuple[DetectorSettings, float]:
     """Return the settings, and their separation on rectangles that were pasted or erased."""
-    chosen, statistics = held_out[:CHOOSING], learned.statistics
+    chosen, statistics = held_out[: CHOOSING * (1 + learned.weighted)], learned.statistics
     reader = FeatureReader(learned.features, learned.shape)
     normal, local = reader.read(chosen), reader.read(add_defects(chosen, seed).pictures)
     if learned.weighted:

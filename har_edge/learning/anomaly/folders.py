@@ -23,6 +23,7 @@ from har_edge.files import read_regular
 from har_edge.learning.anomaly.pictures import NORMAL, AnomalyPictures, Flags
 from har_edge.learning.data.dataset_files import list_folders, list_pictures
 from har_edge.learning.data.datasets import check_size
+from har_edge.protocol.text import name_pictures
 from har_edge.units import plural
 
 # Folders of normal pictures; the first is that of MVTec AD (Bergmann et al. 2019).
@@ -137,8 +138,8 @@ def read_anomaly_folder(path: Path, shape: PictureShape, rule: AspectRule = Aspe
         kinds=tuple(one.kind for one in kept),
         names=tuple(f"{one.kind}/{one.path.name}" for one in kept),
         masks=np.stack(masks) if found.masked and masks else None,
-        name=path.resolve().name or "pictures",
-        real=True,
+        name=name_pictures(path.resolve().name or "pictures"),
+        real=False,  # nobody says so
         refused=(*found.remarks, *reader.refused),
     )
 

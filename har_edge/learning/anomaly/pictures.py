@@ -10,6 +10,7 @@ import numpy.typing as npt
 from har_edge.data.pictures import Pixels
 from har_edge.errors import DataError
 from har_edge.learning.data.datasets import Dataset
+from har_edge.protocol.text import with_origin
 from har_edge.units import plural
 
 # The class of all training pictures, as the folders of MVTec AD call it (Bergmann et al. 2019).
@@ -31,7 +32,7 @@ class AnomalyPictures:
         names: The name of each test picture.
         masks: The pixels that are not normal, bool [m, height, width]; None where nobody marked them.
         name: The name of the pictures.
-        real: Whether all of them are real; False where defects are synthetic.
+        real: Whether all of them are known to be real; False where defects are synthetic, too.
         refused: Why pictures were passed over, a line each.
     """
 
@@ -59,10 +60,9 @@ class AnomalyPictures:
     @property
     def origin(self) -> str:
         """The origin of the pictures in words."""
-        kind = "real" if self.real else "synthetic"
         bad = int(self.anomalous.sum())
         tested = f"{plural(len(self.test), 'test picture')}, {bad} of them anomalous" if len(self.test) else "no test"
-        return f"{self.name} ({kind}): {plural(len(self.train), 'normal picture')}, {tested}"
+        return f"{with_origin(self.name, real=self.real)}: {plural(len(self.train), 'normal picture')}, {tested}"
 
 
 @dataclass(frozen=True, slots=True)

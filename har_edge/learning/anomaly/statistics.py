@@ -43,9 +43,7 @@ class FeatureStatistics:
     def only(self, number: int) -> FeatureStatistics:
         """Return the statistics of one map."""
         place = slice(number, number + 1)
-        found = FeatureStatistics(self.count, self.means[place], self.variances[place], self.covariances[place])
-        found._whitening.update({(0, key[1]): one for key, one in self._whitening.items() if key[0] == number})
-        return found
+        return FeatureStatistics(self.count, self.means[place], self.variances[place], self.covariances[place])
 
     def whitening(self, number: int, regularization: float) -> Floats:
         """Return the matrix at each position, [h * w, c, c], that makes features independent, of variance 1.

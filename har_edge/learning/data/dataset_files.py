@@ -33,6 +33,7 @@ from har_edge.learning.data.datasets import (
     split_samples,
 )
 from har_edge.learning.data.recorded_windows import WindowFormat, read_windows
+from har_edge.protocol.text import name_pictures
 
 _IDX = re.compile(r"(?P<set>.*?)(?P<part>train|t10k|test)-images[-.]idx[34]-ubyte(\.gz)?")
 _PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -306,7 +307,9 @@ def _read_classes(path: Path, shape: PictureShape, classes: Sequence[str], name:
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}; mend or remove it") from error
         x[row] = decode_picture(content, str(file), shape, AspectRule.STRETCH)
-    return Dataset(x, np.array([number for _, number in files], np.int64), tuple(classes), name, True, 1 / 255)
+    return Dataset(
+        x, np.array([number for _, number in files], np.int64), tuple(classes), name_pictures(name), False, 1 / 255
+    )
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

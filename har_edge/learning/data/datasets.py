@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from har_edge.errors import ConfigError, DataError
+from har_edge.protocol.text import with_origin
 from har_edge.units import plural, size
 
 Array = npt.NDArray[Any]
@@ -52,10 +53,11 @@ class Dataset:
     """Labelled samples of one origin.
 
     `x` is uint8 or float32 [n, ...] and `y` the class of each sample, int64 [n]. A value enters a model as
-    `x * scale + offset`; it keeps its type until then. `classes` names the classes. `real` is False for synthetic
-    data. `sources` names the inputs that share the last axis, each with its number of channels; none where the sample
-    is one input. `groups` names the person or machine behind each sample, str [n], None where nobody knows. Each sample
-    shares values with the `overlap` samples after it, as windows do that are cut every half of their length.
+    `x * scale + offset`; it keeps its type until then. `classes` names the classes. `real` is False for synthetic data,
+    and where the name says that nothing is known. `sources` names the inputs that share the last axis, each with its
+    number of channels; none where the sample is one input. `groups` names the person or machine behind each sample,
+    str [n], None where nobody knows. Each sample shares values with the `overlap` samples after it, as windows do that
+    are cut every half of their length.
 
     Raises DataError for labels out of range and for values that are no finite numbers, with their place.
     """
@@ -105,8 +107,7 @@ class Dataset:
     @property
     def origin(self) -> str:
         """The origin of the samples in words: "mnist (real): 60000 samples, 10 classes"."""
-        kind = "real" if self.real else "synthetic"
-        return f"{self.name} ({kind}): {plural(len(self), 'sample')}, {len(self.classes)} classes"
+        return f"{with_origin(self.name, real=self.real)}: {plural(len(self), 'sample')}, {len(self.classes)} classes"
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import msgspec
 
 from har_edge.errors import DataError, ModelError
 from har_edge.files import MAX_MODEL_BYTES, MAX_TEXT_BYTES, read_regular, write_atomic
+from har_edge.protocol.text import with_origin
 
 FILE_NAME, FOLDER = "versions.json", "versions"
 _VERSION = 1
@@ -63,7 +64,7 @@ class ModelVersion(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     @property
     def held_out(self) -> str:
         """The held-out samples in words."""
-        return f"{self.samples} held-out samples of {self.data} ({'real' if self.real else 'synthetic'})"
+        return f"{self.samples} held-out samples of {with_origin(self.data, real=self.real)}"
 
 
 class _VersionFile(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ import pytest
 from har_edge.data.pictures import AspectRule, PictureShape
 from har_edge.errors import DataError
 from har_edge.learning.anomaly.folders import read_anomaly_folder
+from har_edge.protocol.text import name_pictures
 from tests.data.pillow_made import file_of, pixels, png_of_size
 
 SHAPE = PictureShape(8, 6, 3)
@@ -46,7 +47,8 @@ def test_the_layout_of_mvtec_ad(mvtec: Path) -> None:
     assert np.array_equal(found.test, np.stack([pixels(8, 6, seed=seed) for seed in (20, 21, 10, 11)]))
     assert found.kinds == ("crack", "crack", "good", "good") and found.anomalous.tolist() == [True, True, False, False]
     assert found.names == ("crack/000.png", "crack/001.png", "good/000.png", "good/001.png")
-    assert (found.name, found.real, found.refused) == ("bottle", True, ())
+    assert (found.name, found.real, found.refused) == (name_pictures("bottle"), False, ())
+    assert found.origin.startswith("pictures of bottle (nothing is known of their origin): ")
     expected = mask()[:, :, 0] > 0
     assert found.masks is not None and [one.tolist() for one in found.masks[:2]] == [expected.tolist()] * 2
     assert not found.masks[2:].any()

@@ -86,6 +86,7 @@ class TestPictures:
         data = read_data(folder / "train", ReadOptions(shape=GREY))
         assert (data.train.classes, len(data.train), len(data.test)) == (("cat", "dog"), 8, 2)
         assert data.train.shape == (6, 6, 1)
+        assert data.train.origin.startswith("pictures of train (nothing is known of their origin): 8 samples")
         assert all(row.max() < 100 for row in data.train.x[data.train.y == 0])
         assert all(row.min() > 100 for row in data.train.x[data.train.y == 1])
 
