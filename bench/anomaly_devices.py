@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from har_edge.api.model import load_model
 from har_edge.cli.main import main as har_edge
 from har_edge.cluster.broker import start_broker
 from har_edge.cluster.processes import Processes
@@ -41,6 +42,15 @@ def train_on(workers: int, data: Path, words: Sequence[str], out: Path) -> Path:
         if code := har_edge(["train", "--task", "anomaly", *options]):
             raise SystemExit(f"har-edge train ended with {code}\n{processes.last_lines()}")
     return out / "anomaly.tflite"
+
+
+def check_slices(path: Path, slices: int = 4) -> int:
+    """Return into how many slices a detector was cut that give the bits of the whole; CutError for others."""
+    model = load_model(path, pictures=True)
+    cuts = [cut.index for cut in model.cuts]
+    chosen = [cuts[len(cuts) * number // slices] for number in range(1, slices)]
+    model.verify(chosen)
+    return len(chosen) + 1
 
 
 def compare(first: Path, other: Path, pictures: npt.NDArray[np.uint8]) -> dict[str, Any]:

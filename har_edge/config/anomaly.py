@@ -17,7 +17,8 @@ NOTE_FILE = "anomaly.json"
 # Tensors of the model: uint8 [n, height, width, channels] in; float32 [n], [n, h, w] and [1] out.
 PICTURE, SCORE, HEAT_MAP, THRESHOLD = "picture", "score", "heat_map", "threshold"
 _MAX_NOTE_BYTES = 65_536
-_Text = Annotated[str, msgspec.Meta(max_length=1000)]
+MAX_TEXT = 1000
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 
 
 class AnomalyNote(msgspec.Struct, frozen=True):

@@ -53,8 +53,8 @@ class NetworkFeatures:
 
     @property
     def origin(self) -> str:
-        """The name of the network, its hash, and the layers."""
-        return f"{self.model.name} {self.model.sha256[:16]}: {', '.join(self.layers)}"
+        """The name of the network, its hash, and the layers: of a name of fused ones, the first."""
+        return f"{self.model.name} {self.model.sha256[:16]}: {', '.join(one.split(';')[0] for one in self.layers)}"
 
     def write(self, builder: GraphBuilder, x: int) -> list[int]:
         """Write the network up to its layers; grey pictures become RGB. ModelError where they do not fit."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from har_edge.config.anomaly import AnomalyNote, with_anomaly_note
+from har_edge.config.anomaly import MAX_TEXT, AnomalyNote, with_anomaly_note
 from har_edge.data.pictures import AspectRule, Pixels
 from har_edge.errors import ConfigError
 from har_edge.inference.anomaly import AnomalyDetector, AnomalyOutcome
@@ -65,9 +65,9 @@ def finish_detector(
         heat_low=float(np.median(outcome.heat_maps)),
         heat_high=float(np.quantile(outcome.heat_maps.max(axis=(1, 2)), quantile, method="higher")),
         fit=origin.fit,
-        data=origin.name,
+        data=origin.name[:MAX_TEXT],
         real=origin.real,
-        features=learned.features.origin,
+        features=learned.features.origin[:MAX_TEXT],
     )
     content = write_detector(learned.features, learned.shape, learned.statistics, settings, threshold)
     return FinishedDetector(bytes(with_anomaly_note(content, note)), note, settings, found)

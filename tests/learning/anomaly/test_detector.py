@@ -252,3 +252,20 @@ def test_the_picture_as_a_feature_has_at_most_1024_values() -> None:
     builder = GraphBuilder()
     (row,) = PictureFeatures().write(builder, builder.empty((1, 64, 48, 3)))
     assert builder.shape(row) == (1, 1, 1, 16 * 12 * 3)
+
+
+def test_a_note_can_be_read_whatever_the_names_of_layers_are() -> None:
+    layers = ("a" * 600 + ";b", "c" * 600 + ";" + "d" * 900)
+    network = NetworkFeatures(read_model(NETWORK), layers)
+    assert "b" not in network.origin.split(": ")[1] and len(network.origin) > 1200
+
+    class Named:
+        origin = network.origin
+
+        def write(self, builder: GraphBuilder, x: int) -> list[int]:
+            return ReconstructionFeatures(read_model(NETWORK)).write(builder, x)
+
+    learned = LearnedFeatures("padim", Named(), STATISTICS, SHAPE)
+    made = finish_detector(learned, stripes(8), DataOrigin("x" * 2000, real=False))
+    note = read_anomaly_note(read_model(made.content))
+    assert note is not None and note.data == "x" * 1000 and note.features == network.origin[:1000]
