@@ -164,6 +164,7 @@ def test_long_running_processes_are_started_in_few_places() -> None:
     assert starters == [
         "cluster/processes.py",
         "emulation/testbed.py",
+        "inference/sandbox.py",
         "mqtt/broker/embedded.py",
         "mqtt/broker/launcher.py",
         "mqtt/broker/watchdog.py",

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -298,7 +297,7 @@ def _without_banner() -> Iterator[None]:
     except (OSError, ValueError, AttributeError):  # there is no standard error to keep clean
         yield
         return
-    with tempfile.TemporaryFile() as said:
+    with os.fdopen(os.memfd_create("har-edge-banner"), "w+b") as said:
         os.dup2(said.fileno(), 2)
         try:
             yield

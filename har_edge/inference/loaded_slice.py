@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from har_edge.errors import ModelError
-from har_edge.inference.interpreter import Array, Interpreter, Port
+from har_edge.inference.interpreter import Array, Delegate, Port
 from har_edge.inference.sampling import sample
 from har_edge.inference.shard_program import Run, ShardProgram
 from har_edge.tflite.manifest import ShardStep, SliceEntry
 
 # Bytes of files that a shard may load a second time, so that steps of other sizes need not allocate anew.
 TWIN_BYTES = 8 * 1024 * 1024
-Load = Callable[[str, str], Interpreter]
+
+
+class Runner(Protocol):
+    """A loaded model: an Interpreter, or one in a process of its own (sandbox.py)."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    model_bytes: int
+
+    @property
+    def delegate(self) -> Delegate:
+        """Who computes it."""
+
+    def twin(self) -> Runner:
+        """Return another one of the same model."""
+
+    def run(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs of one run by name."""
+
+
+Load = Callable[[str, str], Runner]
 
 
 class LoadedSlice:
@@ -86,9 +107,9 @@ def _size_of(step: ShardStep) -> _Size:
     return step.sha256, tuple(spec.shape for spec in step.inputs)
 
 
-def _open_twins(entry: SliceEntry, interpreters: Mapping[str, Interpreter]) -> dict[_Size, Interpreter]:
+def _open_twins(entry: SliceEntry, interpreters: Mapping[str, Runner]) -> dict[_Size, Runner]:
     """Return the interpreter for each size of step, the smallest files with one for each."""
-    chosen, first, room = dict[_Size, Interpreter](), set[str](), TWIN_BYTES
+    chosen, first, room = dict[_Size, Runner](), set[str](), TWIN_BYTES
     for sha256, shapes in sorted(
         dict.fromkeys(map(_size_of, entry.steps)), key=lambda size: interpreters[size[0]].model_bytes
     ):

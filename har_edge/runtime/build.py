@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from har_edge.inference.input_adapter import InputAdapter
-    from har_edge.inference.interpreter import Delegate, Interpreter, Port
-    from har_edge.inference.loaded_slice import LoadedSlice
+    from har_edge.inference.interpreter import Delegate, Port
+    from har_edge.inference.loaded_slice import LoadedSlice, Runner
 
 _log = logging.getLogger(__name__)
 # Bytes that may wait in a stage's memory; two messages at least, so that it need not wait for the next.
@@ -138,12 +138,15 @@ def build_setup(
     replicas: int = 1,
     deployed: bool = False,
     check: LoadCheck | None = None,
+    sandbox: bool = False,
 ) -> StageSetup:
     """Load slice `index` and return the setup of its stage; a slice that is `deployed` has run once when it returns.
 
     `check` runs the slice in a process of its own first; the default is that of this process. Several `replicas` take
     turns. Raises ModelError when the file does not match its hash. Raises ConfigError for a slice that mixes windows,
     or that has replicas and needs more than one message for a window.
+
+    With `sandbox`, the files are loaded and run in processes of their own only, without rights (inference/sandbox.py).
     """
     from har_edge.inference.interpreter import Delegate, load_slice  # a sensor does without LiteRT
     from har_edge.inference.loaded_slice import LoadedSlice
@@ -157,9 +160,12 @@ def build_setup(
     fresh = starts_fresh(wiring.entry.state, task, f"slice {folder / wiring.entry.file}")
     delegate = Delegate(delegate_of(pipeline.config) or Delegate.XNNPACK)
 
-    _check_files(folder, wiring.entry, check or default_check(), delegate)
+    if not sandbox:
+        _check_files(folder, wiring.entry, check or default_check(), delegate)
 
-    def load(file: str, sha256: str) -> Interpreter:
+    def load(file: str, sha256: str) -> Runner:
+        if sandbox:
+            return _open_sandbox(folder / file, sha256, threads=threads, fresh=fresh, delegate=delegate)
         return load_slice(folder / file, sha256, threads=threads, fresh=fresh, delegate=delegate)
 
     loaded = LoadedSlice(wiring.entry, load)
@@ -204,6 +210,22 @@ def _window_bytes(pipeline: Pipeline) -> int:
     """
     values = sum(pipeline.task.stream.length * pipeline.channels(source) for source in pipeline.task.inputs)
     return HEAD_BYTES * (1 + len(pipeline.task.inputs)) + 8 * values
+
+
+def _open_sandbox(path: Path, sha256: str, *, threads: int, fresh: bool, delegate: Delegate) -> Runner:
+    """Load a slice in a process of its own, and log what of that process is not restricted."""
+    from har_edge.inference.interpreter import read_slice
+    from har_edge.inference.sandbox import SandboxedInterpreter
+    from har_edge.inference.sandbox_child import NOT_IN_FORCE
+
+    runner = SandboxedInterpreter(
+        read_slice(path, sha256), f"slice {path}", threads=threads, fresh=fresh, delegate=delegate
+    )
+    _log.info("slice %s runs in a process of its own: %s", path, ", ".join(runner.in_force))
+    for one in runner.in_force:
+        if one.startswith(NOT_IN_FORCE):
+            _log.warning("the process of slice %s: %s", path, one)
+    return runner
 
 
 def _check_files(folder: Path, entry: SliceEntry, check: LoadCheck, delegate: Delegate) -> None:

@@ -176,6 +176,16 @@ def add_delegate(parser: argparse.ArgumentParser, default: str = "xnnpack") -> N
     )
 
 
+def add_sandbox(parser: argparse.ArgumentParser) -> None:
+    """Add `--sandbox`: run slices in processes without rights."""
+    parser.add_argument(
+        "--sandbox",
+        action="store_true",
+        help="load and run slices in processes of their own without network, files and other programs: for models "
+        "from people whom you do not trust (docs/explanation/sandbox.md)",
+    )
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """Add `--verbose`: log more."""
     parser.add_argument("--verbose", action="store_true", help="log more to standard error")

@@ -65,6 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --trust, take part in trainings too, which nobody signs (default: in none)",
     )
     options.add_delegate(parser, "what the plan says")
+    options.add_sandbox(parser)
     add_own_broker(parser)
     options.add_pipeline(parser)
     options.add_quiet(parser)
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.inference.load_check import LoadCheck
+    from har_edge.inference.sandbox import describe_sandbox
     from har_edge.mqtt.bus import TakenOver
     from har_edge.protocol.artifacts import MAX_BYTES
     from har_edge.protocol.deployment import MAX_BYTES as MAX_PLAN_BYTES
@@ -121,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.data is not None:
         check_own_samples(args.data)
+    if args.sandbox:
+        say(describe_sandbox())
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
     name = check_node_name(args.name or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
@@ -138,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         delegate=args.delegate,
         connect_to=broker.connect_to,
         trusts=(lambda _: True) if gate is None else gate.knows,
+        sandbox=args.sandbox,
     )
     identity = Identity(topics, name, ROLE, options.chosen_client(args, BrokerConfig()).value)
     session = identity.session(expiry_s=0, max_payload_bytes=MAX_PLAN_BYTES)

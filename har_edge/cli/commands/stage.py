@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=values.threads, default=1, metavar="N", help="threads of the runtime")
     options.add_delegate(parser, "what the pipeline file says")
+    options.add_sandbox(parser)
     options.add_reducer(parser, "what the sensors were told instead of what the pipeline file says")
     parser.add_argument(
         "--forget", action="store_true", help="on stopping, end the session: the broker keeps nothing for it"
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     options.start_logging(args)
     from har_edge.config.message_sizes import sends_bytes
     from har_edge.config.pipeline import load_pipeline
+    from har_edge.inference.sandbox import describe_sandbox
     from har_edge.mqtt.bus import Session, TakenOver
     from har_edge.runtime.build import build_setup, delegate_of, delegated, override, receive_max, topics_of
     from har_edge.runtime.stage.loop import Takers, await_ready, run_stage
@@ -63,7 +65,11 @@ def run(args: argparse.Namespace) -> int:
             "give its parts to different processes; leave it out, or cut elsewhere"
         )
     name = stage_name(args.index, args.turn or 0)
-    setup = build_setup(pipeline, args.index, threads=args.threads, replicas=1 if args.turn is None else 2)
+    setup = build_setup(
+        pipeline, args.index, threads=args.threads, replicas=1 if args.turn is None else 2, sandbox=args.sandbox
+    )
+    if args.sandbox:
+        say(describe_sandbox())
     stage = make_stage(setup, clock=time.time, monotonic=time.monotonic)
     card, dtypes = card_of(pipeline, args.index, setup.delegate), {spec.dtype for spec in pipeline.manifest.tensors}
     check_neighbours(

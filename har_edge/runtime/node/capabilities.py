@@ -22,6 +22,7 @@ from har_edge.resources import find_folder
 
 if TYPE_CHECKING:
     from har_edge.inference.interpreter import Interpreter
+    from har_edge.inference.loaded_slice import Runner
     from har_edge.mqtt.measure.link_benchmark import LinkEstimate
 
 # A small convolutional network in float32, which every runtime and processor has quick kernels for.
@@ -84,7 +85,7 @@ def open_reference(delegate: str | None = None) -> Interpreter:
     return Interpreter(content, delegate=Delegate(delegate or Delegate.XNNPACK))
 
 
-def applied_delegate(loaded: Interpreter, delegate: str | None = None) -> str:
+def applied_delegate(loaded: Runner, delegate: str | None = None) -> str:
     """Return who computes on this device with what was asked for: "xnnpack" or "none", as `open_reference` has it.
 
     A slice may hold nothing that XNNPACK takes (a last softmax), or have sizes that come with its first window: that

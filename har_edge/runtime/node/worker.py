@@ -85,7 +85,7 @@ class WorkerContext:
 
     `max_bytes` bounds the size of a slice, since it passes through memory. `loading` lets one worker load at a time;
     `check` runs a slice in a process of its own first. `connect` leads to the central broker, `connect_to` to the
-    broker of a node, by the address that the plan gives.
+    broker of a node, by the address that the plan gives. With `sandbox`, slices run in processes without rights.
     """
 
     topics: Topics
@@ -99,6 +99,7 @@ class WorkerContext:
     check: LoadCheck = field(default_factory=default_check)
     connect_to: Callable[[str, Session], PollableBus] = no_way
     trusts: Callable[[bytes], bool] = lambda _: True  # whether these bytes are a plan that was verified
+    sandbox: bool = False
 
 
 def session_of(context: WorkerContext, deployment: Deployment, replica_id: ReplicaId) -> Session:
@@ -309,6 +310,7 @@ class Worker:
                 replicas=generation.replicas(replica_id.stage),
                 deployed=True,
                 check=context.check,
+                sandbox=context.sandbox,
             )
 
     def _hold(self, setup: StageSetup) -> None:
