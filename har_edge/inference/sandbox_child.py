@@ -127,7 +127,8 @@ class Child:
     """Answers the parent: what it has loaded, and the outputs of each run."""
 
     def __init__(self, shared_fd: int) -> None:
-        self._shared_fd, self._memory, self._size = shared_fd, None, 0
+        self._shared_fd, self._size = shared_fd, 0
+        self._memory: mmap.mmap | None = None
         self._input, self._output = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
         os.dup2(2, 1)  # what a library prints is no message
 
