@@ -10,12 +10,13 @@ WORKERS ?= $(shell echo $$((3 * $(CORES))))
 TRAINERS ?= $(CORES)
 DEVICES ?= $(shell echo $$((2 * $(CORES))))
 
-.PHONY: help demo test quick suite check lint docs site bench lock lowest clean anew
+.PHONY: help demo test quick fuzz suite check lint docs site bench lock lowest clean anew
 
 help:
 	@echo "make demo    run the whole pipeline on this machine"
 	@echo "make test    run the tests (HAR_EDGE_DATA=... for those on real recordings)"
 	@echo "make quick   run those that take less than a second each"
+	@echo "make fuzz    feed mutated messages to every decoder and state machine for an hour (FUZZ_SECONDS)"
 	@echo "make check   lint and type-check"
 	@echo "make docs    build the site of docs/ into build/site"
 	@echo "make bench   measure throughput, latency, footprint, correctness, cuts, reducers, sensors, faults and accuracy;"
@@ -37,6 +38,11 @@ suite:
 
 quick: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest -n $(CORES) --dist worksteal -m "not slow"
+
+# Every decoder and state machine, with another seed each time; the default tests do a few hundred messages of it.
+FUZZ_SECONDS ?= 3600
+fuzz: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 check: $(VENV)/.installed-$(EXTRAS)
 	$(MAKE) lint
