@@ -28,6 +28,7 @@ WORKER_GRACE_S = 0.25  # that a worker lets the plan say who took its session, b
 LEASE_GRACE_S = 0.5  # that a client lets a successor say that it took the session, before it looks
 LEASE_LOOK_S = 1.0  # that such a look at the retained status may take
 RESULT_SESSION_S = 300  # that the broker keeps results for a sensor or watcher without a connection
+WATCH_SESSION_S = 86_400  # the same for a watcher that has a name of its own
 STAGE_SESSION_S = 86_400  # that the broker keeps the queue of a stage without a connection, unless the pipeline says
 
 # Training on the devices.

@@ -43,9 +43,7 @@ class CandidatePool:
         return self._banned.keys()
 
     def ban(self, node: str, now: float) -> float:
-        """Give a node nothing for a while; return for how many seconds. A ban that goes on is not made longer."""
-        if node in self._banned:
-            return self._banned[node] - now
+        """Give a node nothing for a while, longer each time; return for how many seconds."""
         count, ended = self._bans.get(node, (0, now))
         count = 0 if now > ended + FORGIVEN_S else count
         ban_s: float = min(MOST_BAN_S, BAN_S * 2.0**count)
@@ -59,14 +57,18 @@ class CandidatePool:
             for placement in generation.placements:
                 for node in (placement.node, *placement.standby):
                     report = self._membership.report(generation.epoch, placement, node)
-                    if report is not None and report.phase is StagePhase.FAILED:
+                    if report is not None and report.phase is StagePhase.FAILED and node not in self._banned:
                         self.ban(node, now)
         self._banned = {name: until for name, until in self._banned.items() if now < until}
 
     def candidates(self) -> list[Candidate]:
-        """Return the nodes that may be given stages: those on which none failed lately, if there are any."""
+        """Return the nodes that may be given stages: those on which none failed lately, if there are any.
+
+        If one failed on all of them lately, all may, but for the one that is kept out for longest.
+        """
         found = [candidate for candidate in map(self._candidate, self._membership.live()) if candidate is not None]
-        return [one for one in found if one.name not in self._banned] or found
+        longest = max((one.name for one in found), key=lambda name: self._banned.get(name, 0.0), default="")
+        return [one for one in found if one.name not in self._banned] or _without(found, longest) or found
 
     def _candidate(self, member: Member) -> Candidate | None:
         card = member.status.device if member.status else None
@@ -111,6 +113,10 @@ class CandidatePool:
     def forget(self, node: str) -> None:
         """Drop what was learnt of a node that has gone."""
         self._speeds.forget(node)
+
+
+def _without(candidates: list[Candidate], name: str) -> list[Candidate]:
+    return [one for one in candidates if one.name != name]
 
 
 def _within(value: float, low: float, high: float) -> float:

@@ -373,7 +373,7 @@ class Coordinator:
         ban_s = self._pool.ban(found.node, now)
         self._standing = f"stage {stage} stood still: {found.reason}; {found.node} gets no stage for {ban_s:.0f} s"
         self._say(f"epoch {epoch}: {self._standing}")
-        return {found.key: f"it stood still on {found.node}"}
+        return dict.fromkeys((found.key, *found.also), f"it stood still on {found.node}")
 
     def _assign_flows(self, now: float) -> None:
         """Give every flow a broker: no other cuts, no other nodes, so nothing to settle down after."""

@@ -121,7 +121,7 @@ class Reassigner:
                     found[key] = f"{placement.node} is {health.value}"
                 elif report is not None and report.phase is StagePhase.FAILED and others:
                     found[key] = f"it failed on {placement.node}: {report.detail or 'no reason given'}"
-                elif key in standing and others:
+                elif key in standing and any(candidate.name != placement.node for candidate in candidates):
                     found[key] = standing[key]
         return found
 

@@ -28,18 +28,23 @@ _MOST_GROWTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A replica of a stage that keeps windows from going through, its node, and why it is taken for that."""
+    """A replica of a stage that keeps windows from going through, its node, and why it is taken for that.
+
+    `also` are other replicas of that node that ran nothing either.
+    """
 
     key: Key
     node: str
     reason: str
+    also: tuple[Key, ...] = ()
 
 
 @dataclass(slots=True)
 class StageProgress:
     """The progress of a replica on a node: when a window last came out of it, and when anything last went in.
 
-    `refused_at` is when it last refused messages of the stages in `refuses`; `number` is that of the last heartbeat,
+    `refused_at` is when it last refused messages of the stages in `refuses`, since `refusing_since` without a window
+    between; `number` is that of the last heartbeat,
     which came at `seen_at`; `phase` has been the same since `since`.
     """
 
@@ -57,6 +62,7 @@ class StageProgress:
     running_s: float = 0.0
     refuses: tuple[int, ...] = ()
     refused_at: float = float("-inf")
+    refusing_since: float = float("inf")
     growth: list[tuple[float, int]] = field(default_factory=list)
     _signs: tuple[int, ...] = ()
 
@@ -70,13 +76,14 @@ class StageProgress:
             self.windows = report.windows
         elif report.windows > self.windows:
             self.growth = [*self.growth[-_MOST_GROWTH:], (heard_at, report.windows - self.windows)]
-            self.windows, self.moved_at = report.windows, heard_at
+            self.windows, self.moved_at, self.refusing_since = report.windows, heard_at, float("inf")
         if self._signs and signs != self._signs:
             self.alive_at = arrived
         elif arrived - report.idle_s > self.seen_at:
             self.alive_at = heard_at
         if report.refuses:
             self.refuses, self.refused_at = report.refuses, arrived
+            self.refusing_since = min(self.refusing_since, arrived)
         self._signs, self.queued, self.waiting, self.running_s = signs, report.queued, report.waiting, report.running_s
         self.number, self.seen_at = number, arrived
 
@@ -148,15 +155,12 @@ class FlowMonitor:
     def find_standing(self, sent_at: float, now: float) -> Suspect | None:
         """Return the first stage whose count stands still while its input grows, None where no stage is to blame.
 
-        `sent_at` is when a probe was sent that must have passed by now. A stage that refuses what another sends is not
-        to blame, but the other; nor is one that waits for parts (`find_waiting`), or one in the middle of a run, which
-        its node watches.
+        `sent_at` is when a probe was sent that must have passed by now. A stage that waits for parts is not to blame
+        (`find_waiting`), nor is one in the middle of a run, which its node watches.
         """
         for key, placement, one in self._all():
             if one.moved_at >= sent_at or one.seen_at < sent_at or not self._is_fed(placement.stage, sent_at):
                 continue
-            if one.refused_at >= sent_at and (maker := self._maker_of_refused(one)) is not None:
-                return maker
             if one.alive_at >= sent_at and one.waiting:
                 continue
             if one.running_s > 0 and one.running_s < 4 * (now - sent_at):
@@ -166,7 +170,20 @@ class FlowMonitor:
             what = "takes" if one.alive_at < sent_at else "gives"
             silent_s = now - max(one.moved_at, one.since)
             reason = f"on {placement.node} it {what} nothing while windows come, for {silent_s:.1f} s"
-            return Suspect(key, placement.node, reason)
+            also = (other for other, _, its in self._all() if its.node == one.node and its.moved_at < sent_at)
+            return Suspect(key, placement.node, reason, tuple(other for other in also if other != key))
+        return None
+
+    def find_refused(self, since: float) -> Suspect | None:
+        """Return a stage whose messages another refused in several heartbeats, also after a time, and ran nothing."""
+        for _, _, one in self._all():
+            if one.refused_at <= max(one.refusing_since, since):
+                continue
+            for maker in one.refuses:
+                for key, placement, its in self._of(maker):
+                    also = (other for other, _, one in self._all() if one.node == its.node and other != key)
+                    reason = f"stages refuse what it sends from {placement.node}"
+                    return Suspect(key, placement.node, reason, tuple(also))
         return None
 
     def find_waiting(self, sent_at: float) -> Suspect | None:
@@ -204,13 +221,6 @@ class FlowMonitor:
             wiring = self._wirings.get(placement.stage)
             if wiring is not None and wiring.answers:
                 return Suspect(key, placement.node, f"on {placement.node} it runs windows, and no answer comes")
-        return None
-
-    def _maker_of_refused(self, one: StageProgress) -> Suspect | None:
-        for maker in one.refuses:
-            for key, placement, _ in self._of(maker):
-                reason = f"stages refuse what it sends from {placement.node}"
-                return Suspect(key, placement.node, reason)
         return None
 
     def _is_fed(self, stage: int, sent_at: float) -> bool:

@@ -113,13 +113,17 @@ class FlowLiveness:
         sent_at = last_before(series.sent, limit, since)
         if sent_at is None:
             return None
-        return trial.find_standing(sent_at, now) or trial.find_waiting(sent_at)
+        return trial.find_refused(since) or trial.find_standing(sent_at, now) or trial.find_waiting(sent_at)
 
     def _judge(self, monitor: FlowMonitor, series: ProbeSeries, now: float) -> Suspect | None:
         patience_s, asked_at = self.patience_s(series), series.asked_at
         flowed = max(self._since, series.answered_at, monitor.moved_at)
         silent_s = self._passed(flowed, now)
         sent_at = last_before(series.sent, now - patience_s / 2 - self._paused(now - patience_s / 2), self._since)
+        if asked_at is not None and silent_s > patience_s / 2 and self._passed(asked_at, now) > patience_s / 4:
+            refused = monitor.find_refused(flowed)
+            if refused is not None:
+                return refused
         if asked_at is not None and silent_s > patience_s and sent_at is not None:
             found = monitor.find_standing(sent_at, now)
             if found is None and silent_s > 2 * patience_s:

@@ -63,6 +63,62 @@ def test_a_repetition_is_shown_once_and_garbage_is_explained(fleet: Fleet) -> No
     assert f"dropped {fleet.topics.result('subject1')}: a result came that is no result" in watcher.output
 
 
+def seqs(output: str) -> list[int]:
+    return [msgspec.json.decode(line)["seq"] for line in output.splitlines() if line.startswith("{")]
+
+
+def test_a_watcher_with_a_name_gets_what_came_while_it_was_away(fleet: Fleet) -> None:
+    """Killed, it gets all; ended by a person or by --windows, too; told to forget, nothing is kept."""
+    first = fleet.start("watch", "--json", "--name", "desk", name="watch-1")
+    publish_until(fleet, lambda: '"seq":0' in first.output, [encode_results([result(0)])])
+    fleet.run_for(0.5)  # what it printed is acknowledged
+    first.end(signal.SIGKILL)
+    for seq in (1, 2, 3):
+        fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(seq)]))
+    fleet.run_for(0.5)
+    second = fleet.start("watch", "--json", "--name", "desk", "--windows", "2", name="watch-2")
+    assert second.wait() == 0
+    for seq in (4, 5):
+        fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(seq)]))
+    third = fleet.start("watch", "--json", "--name", "desk", "--forget", name="watch-3")
+    fleet.until(lambda: '"seq":5' in third.output, "what came in between does not show")
+    third.end(signal.SIGINT)
+    shown = [one for one in seqs(second.output) if one]
+    assert shown + seqs(third.output) == [1, 2, 3, 4, 5]
+    fleet.bus.publish(fleet.topics.result("subject1"), encode_results([result(6)]))
+    fleet.run_for(0.3)
+    fourth = fleet.start("watch", "--json", "--name", "desk", "--forget", name="watch-4")
+    publish_until(fleet, lambda: '"seq":7' in fourth.output, [encode_results([result(7)])])
+    assert '"seq":6' not in fourth.output
+
+
+def test_two_watchers_of_a_name_are_told(fleet: Fleet) -> None:
+    """Mosquitto 2.0 does not say that a session was taken over, newer brokers do: that watcher ends."""
+    older = fleet.start("watch", "--json", "--name", "desk", name="watch-1")
+    publish_until(fleet, lambda: '"seq":0' in older.output, [encode_results([result(0)])])
+    younger = fleet.start("watch", "--json", "--name", "desk", "--forget", name="watch-2")
+
+    def told() -> bool:
+        text = older.output + younger.output
+        return older.process.poll() == 3 or "does another watcher called desk" in text
+
+    fleet.until(told, "nobody says that there are two")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--forget"], "--forget came without --name"),
+        (["--name", "a/b"], "name of the watcher is 'a/b'; expected 1 to 128"),
+    ],
+)
+def test_a_name_of_no_use_is_explained(
+    slices: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert main(["watch", "--config", str(slices), "--broker", "mqtt://127.0.0.1:1", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
 def test_the_table_shows_activity_and_accuracy(fleet: Fleet) -> None:
     watcher = fleet.start("watch", "--windows", "2", COLUMNS="160")
     publish_until(fleet, lambda: watcher.process.poll() is not None, [encode_results([result(1), result(2)])])
