@@ -8,6 +8,7 @@ nothing of it is pickled, and all that the child says is checked.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import mmap
@@ -110,6 +111,7 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(self._shared_fd,),
+                start_new_session=True,  # Ctrl-C is for the parent, and what the child forks ends with it
                 bufsize=0,
                 env=_VARIABLES | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
@@ -195,7 +197,9 @@ def _signal_name(number: int) -> str:
 
 
 def _end(popen: subprocess.Popen[bytes], shared_fd: int) -> None:
-    popen.kill()
+    """End the child and all that it forked: it cannot leave its process group (sandbox_child.py)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(popen.pid, signal.SIGKILL)
     popen.wait()
     for pipe in (popen.stdin, popen.stdout):
         if pipe is not None:

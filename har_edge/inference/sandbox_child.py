@@ -28,14 +28,15 @@ ALIGNMENT = 64  # of a tensor in the shared memory
 TRUSTED = "har-decimate-q8-zlib-restore.tflite"
 # Calls that a model has no use for: the network, files, other processes and programs. A thread is made by clone, and
 # memory by mmap, so these stay.
+# What is forked by clone stays in the process group, and ends with it.
 DENIED = (
-    "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4", "sendto", "sendmsg", "sendmmsg",
-    "io_uring_setup", "open", "openat", "openat2", "creat", "execve", "execveat", "fork", "vfork", "kill",
-    "tkill", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_open", "pidfd_getfd", "unlink",
-    "unlinkat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "link", "linkat", "symlink",
-    "symlinkat", "truncate", "chmod", "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat", "mount",
-    "umount2", "pivot_root", "chroot", "setns", "unshare", "bpf", "perf_event_open", "keyctl", "add_key",
-    "request_key", "init_module", "finit_module", "userfaultfd", "mknod", "mknodat",
+    "setsid", "setpgid", "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4", "sendto",
+    "sendmsg", "sendmmsg", "io_uring_setup", "open", "openat", "openat2", "creat", "execve", "execveat", "fork",
+    "vfork", "kill", "tkill", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_open", "pidfd_getfd",
+    "unlink", "unlinkat", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "link", "linkat",
+    "symlink", "symlinkat", "truncate", "chmod", "fchmod", "fchmodat", "chown", "fchown", "lchown", "fchownat",
+    "mount", "umount2", "pivot_root", "chroot", "setns", "unshare", "bpf", "perf_event_open", "keyctl",
+    "add_key", "request_key", "init_module", "finit_module", "userfaultfd", "mknod", "mknodat",
 )  # fmt: skip
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO (seccomp.h of libseccomp 2)
 _ALL_THREADS = 4  # SCMP_FLTATR_CTL_TSYNC

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +164,19 @@ def test_a_child_that_misbehaves_costs_its_values_only(answer: str, text: str, m
             runner.run(X)
     finally:
         runner.close()
+
+
+def test_what_the_process_forked_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "pid"
+    fork = f"pid = os.fork()\nif pid: open({str(told)!r}, 'w').write(str(pid)); loaded()\ntime.sleep(60)"
+    child_that(monkeypatch, fork)
+    runner = SandboxedInterpreter(b"model", "this", limits=LIMITS)
+    runner.close()
+    status = Path(f"/proc/{told.read_text()}/stat")  # a zombie until init takes it
+    deadline = time.monotonic() + 10
+    while status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] not in "ZX":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_process_without_an_owner_ends() -> None:
