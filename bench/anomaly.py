@@ -2,6 +2,7 @@
 
     python bench/anomaly.py mnist --data DIR --method autoencoder --out results.jsonl
     python bench/anomaly.py digits --data DIR --features MOBILENET.tflite --method joint --out results.jsonl
+    python bench/anomaly.py maps --data DIR --features MOBILENET.tflite --most 1500 --out maps.jsonl
     python bench/anomaly.py pca --data DIR --out results.jsonl
     python bench/anomaly.py textures --features MOBILENET.tflite --method padim --out results.jsonl
     python bench/anomaly.py full-padim --features MOBILENET.tflite --out results.jsonl
@@ -28,7 +29,7 @@ import anomaly_data
 import anomaly_devices
 import anomaly_padim
 import numpy as np
-from anomaly_digits import score_digits
+from anomaly_digits import print_maps, score_digits, separate_maps
 
 from har_edge.cli.console import say
 from har_edge.cli.main import main as har_edge
@@ -64,6 +65,12 @@ def cases(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], list[Row
         name = " ".join(["mnist", args.method, "together", *([f"most={args.most}"] if args.most else []), *args.more])
         words = ["--features", str(args.features), *args.more]
         yield name, lambda: list(score_digits(args.data, args.method, words, args.digits.split(","), args.most))
+    if args.command == "maps":
+        words = ["--features", str(args.features), *args.more]
+        yield (
+            f"maps most={args.most} {args.features.name}",
+            lambda: list(separate_maps(args.data, words, args.digits.split(","), args.most)),
+        )
     for case, make in _single_cases(args):
         yield case, lambda make=make: [make()]
 
@@ -187,6 +194,8 @@ def print_table(rows: list[Row]) -> None:
                 f"{report['threshold']:.6g}; scores at most {apart['scores']:.1e} apart, heat maps "
                 f"{apart['heat_maps']:.1e}, rank correlation {apart['same_order']:.6f}; 4 slices give the same bits"
             )
+    if maps := [row for row in rows if row["kind"] == "maps"]:
+        print_maps(maps)
     for row in rows:
         if row["kind"] == "texture":
             test = row["report"]["test"]
@@ -200,7 +209,9 @@ def print_table(rows: list[Row]) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("mnist", "digits", "pca", "textures", "full-padim", "devices", "table"))
+    parser.add_argument(
+        "command", choices=("mnist", "digits", "maps", "pca", "textures", "full-padim", "devices", "table")
+    )
     parser.add_argument("--data", type=Path, help="folder with MNIST's idx files")
     parser.add_argument("--method", default="autoencoder")
     parser.add_argument("--features", type=Path, help="the network of padim and student")

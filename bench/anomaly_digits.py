@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,20 @@ from har_edge.cli.main import build_parser
 from har_edge.data.pictures import Pixels
 from har_edge.evaluation.anomaly_metrics import grow, image_auroc
 from har_edge.inference.anomaly import AnomalyDetector
-from har_edge.learning.anomaly.choosing import FeatureMaps, FeatureReader, LearnedFeatures
+from har_edge.learning.anomaly.choosing import (
+    REGULARIZATIONS,
+    FeatureMaps,
+    FeatureReader,
+    LearnedFeatures,
+    score_alone,
+    separation,
+)
 from har_edge.learning.anomaly.classes import one_class
-from har_edge.learning.anomaly.detector import Pool
+from har_edge.learning.anomaly.defects import add_defects, rearrange
+from har_edge.learning.anomaly.detector import DetectorSettings, Pool
 from har_edge.learning.anomaly.finishing import DataOrigin, FinishedDetector, finish_detector
 from har_edge.learning.anomaly.local_run import train_here
-from har_edge.learning.anomaly.pictures import split_normal
+from har_edge.learning.anomaly.pictures import NormalSplit, split_normal
 from har_edge.learning.data.dataset_files import LabelledData, read_data
 
 _BATCH, _CHECKED = 250, 16
@@ -47,9 +56,7 @@ class Trained:
 
 def score_digits(folder: Path, method: str, words: list[str], digits: list[str], most: int) -> Iterator[dict[str, Any]]:
     """Yield the figures of each digit; `most` training pictures of each, 0 for all."""
-    options = ["train", "--task", "anomaly", "--data", str(folder), "--out", "out", "--method", method, *words]
-    args, data = build_parser().parse_args(options), read_data(folder)
-    args.optimizer = args.optimizer or anomaly_training.DEFAULT_OPTIMIZER
+    args, data = _parse(folder, method, words), read_data(folder)
     trained = [train_digit(args, data, digit, most) for digit in digits]
     test = data.test.x.reshape(-1, *trained[0].learned.shape)
     scores = score_together(trained, test)
@@ -77,18 +84,67 @@ def score_digits(folder: Path, method: str, words: list[str], digits: list[str],
         }
 
 
-def train_digit(args: argparse.Namespace, data: LabelledData, digit: str, most: int) -> Trained:
-    """Return the detector that `har-edge train --normal DIGIT` makes, of the first `most` training pictures."""
-    began, pictures = time.monotonic(), one_class(data, digit)
-    split = split_normal(pictures.train[: most or None], args.held_out, args.seed)
-    origin = DataOrigin(pictures.name, pictures.real)
-    learned = anomaly_training.learn(
+def separate_maps(
+    folder: Path, words: list[str], digits: list[str], most: int, held_out: int = 200
+) -> Iterator[dict[str, Any]]:
+    """Yield how each combination of maps tells synthetic defects of each digit; no test picture is read.
+
+    Keys are pool, regularization and numbers of maps, finest first and the picture last; values the areas under the ROC
+    curve for rectangles and for rearranged pictures.
+    """
+    args, data = _parse(folder, "joint", words), read_data(folder)
+    for digit in digits:
+        split = split_normal(one_class(data, digit).train[: most or None], args.held_out, args.seed)
+        learned = _learn(args, split, DataOrigin(digit, real=True))
+        reader, normal = FeatureReader(learned.features, learned.shape), split.held_out[:held_out]
+        sets = [reader.read(one) for one in (normal, add_defects(normal, 0).pictures, rearrange(normal, 0))]
+        found: dict[str, list[float]] = {}
+        for pool, share in product(Pool, REGULARIZATIONS):
+            singles = [learned.statistics.only(number) for number in range(len(sets[0].maps))]
+            alone = [score_alone(one, i, DetectorSettings(pool, share), sets) for i, one in enumerate(singles)]
+            for count in range(1, len(alone) + 1):
+                for chosen in combinations(range(len(alone)), count):
+                    sums = [sum(alone[i][k] / alone[i][0].std() for i in chosen) for k in range(3)]
+                    name = f"{pool.value} {share} {'+'.join(map(str, chosen))}"
+                    found[name] = [separation(sums[0], other) for other in sums[1:]]
+        say(f"digit {digit}: {len(split.train)} pictures to train with, {len(normal)} to choose with")
+        yield {"kind": "maps", "normal": digit, "separations": found}
+
+
+def print_maps(rows: list[dict[str, Any]]) -> None:
+    """Print the best combinations of maps, and the best of each number of maps, as means over the digits."""
+    means = {name: np.mean([row["separations"][name] for row in rows], axis=0) for name in rows[0]["separations"]}
+    ranked = sorted(means, key=lambda name: -means[name].mean())
+    singles = [next(name for name in ranked if name.split()[2] == str(number)) for number in range(5)]
+    every = next(name for name in ranked if name.endswith("0+1+2+3+4"))
+    for name in dict.fromkeys([*ranked[:5], every, *singles]):
+        both = means[name]
+        say(f"{name}: {both.mean():.4f} (rectangles {both[0]:.4f}, rearranged {both[1]:.4f})")
+
+
+def _parse(folder: Path, method: str, words: list[str]) -> argparse.Namespace:
+    options = ["train", "--task", "anomaly", "--data", str(folder), "--out", "out", "--method", method, *words]
+    args = build_parser().parse_args(options)
+    args.optimizer = args.optimizer or anomaly_training.DEFAULT_OPTIMIZER
+    return args
+
+
+def _learn(args: argparse.Namespace, split: NormalSplit, origin: DataOrigin) -> LearnedFeatures:
+    return anomaly_training.learn(
         args,
         args.method,
         split,
         origin,
         lambda trainable, samples, optimizer, epochs, _: train_here(trainable, samples, optimizer, epochs, args.seed),
     )
+
+
+def train_digit(args: argparse.Namespace, data: LabelledData, digit: str, most: int) -> Trained:
+    """Return the detector that `har-edge train --normal DIGIT` makes, of the first `most` training pictures."""
+    began, pictures = time.monotonic(), one_class(data, digit)
+    split = split_normal(pictures.train[: most or None], args.held_out, args.seed)
+    origin = DataOrigin(pictures.name, pictures.real)
+    learned = _learn(args, split, origin)
     made = finish_detector(learned, split.held_out, origin, args.quantile, args.seed)
     seconds = time.monotonic() - began
     say(f"digit {digit}: {len(split.train)} pictures, {made.settings}, {made.separation:.4f}, {seconds:.0f} s")

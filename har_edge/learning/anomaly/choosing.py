@@ -22,7 +22,7 @@ from har_edge.tflite.gradient.builder import Shape
 
 Floats = npt.NDArray[np.float32]
 # Shares of the mean variance that are added to each, and blurs as parts of a heat map's side, that are tried.
-_REGULARIZATIONS = (0.01, 0.1, 1.0)
+REGULARIZATIONS = (0.01, 0.1, 1.0)
 _BLURS = (0.0, 0.03, 0.08)
 _BATCH = 16
 
@@ -98,9 +98,9 @@ def choose_weighted(
     count, best = len(statistics.means), dict[Pool, tuple[float, DetectorSettings]]()
     chosen = np.array([one for one in product((0.0, 1.0), repeat=count) if any(one)])
     singles = [statistics.only(number) for number in range(count)]
-    for regularization, pool in product(_REGULARIZATIONS, Pool):
+    for regularization, pool in product(REGULARIZATIONS, Pool):
         settings = DetectorSettings(pool, regularization)
-        alone = [_alone(one, i, settings, [normal, *defective]) for i, one in enumerate(singles)]
+        alone = [score_alone(one, i, settings, [normal, *defective]) for i, one in enumerate(singles)]
         inverse = np.array([1 / max(float(one[0].std()), 1e-12) for one in alone])
         for weights in chosen * inverse:
             first, *others = (np.tensordot(weights, x, 1) for x in zip(*alone, strict=True))
@@ -113,7 +113,7 @@ def choose_weighted(
 
 def list_settings(statistics: FeatureStatistics) -> Iterator[DetectorSettings]:
     """Yield what is tried for features: pools, regularizations, blurs."""
-    yield from _with_blurs(statistics, [DetectorSettings(*one) for one in product(Pool, _REGULARIZATIONS)])
+    yield from _with_blurs(statistics, [DetectorSettings(*one) for one in product(Pool, REGULARIZATIONS)])
 
 
 def _with_blurs(statistics: FeatureStatistics, settings: Sequence[DetectorSettings]) -> Iterator[DetectorSettings]:
@@ -140,7 +140,7 @@ def _best(
     return best
 
 
-def _alone(
+def score_alone(
     statistics: FeatureStatistics, number: int, settings: DetectorSettings, maps: Sequence[FeatureMaps]
 ) -> list[Floats]:
     """Return squared scores by the map of this number alone, for each of some sets of pictures."""
