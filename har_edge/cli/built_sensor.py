@@ -110,6 +110,8 @@ def name_of(args: argparse.Namespace) -> str:
     """Return the name of a sensor: as given, else of its source and its streams, so that two persons' have two."""
     if args.name is not None:
         return str(args.name)
+    if own := options.own_name(args, "sensor"):
+        return own
     streams = [args.stream] if args.live is not None or args.images else list(args.subjects or ())
     name = "-".join(["sensor", args.source, *streams])
     if len(name) <= MAX_ID_LENGTH:

@@ -6,8 +6,10 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +19,8 @@ from har_edge.cli.console import fold, say
 from har_edge.errors import HarEdgeError
 from har_edge.protocol.text import escape
 
+# How many seconds a service waits that another process has taken over; the units set it.
+TAKEN_OVER_VARIABLE = "HAR_EDGE_TAKEN_OVER_WAIT"
 COMMANDS = (
     *(
         "demo",
@@ -30,6 +34,7 @@ COMMANDS = (
         "broker",
         "service",
         "keys",
+        "credentials",
         "slice",
         "evaluate",
         "train",
@@ -96,6 +101,20 @@ def _refuse_closed_streams() -> int:
     return 2
 
 
+def _wait_taken_over(code: int) -> int:
+    """Return the exit code; as a service that another process has taken over, only after a long wait.
+
+    The service manager then starts it again: had it to stay down, one forged claim would end it for ever.
+    """
+    wait = os.environ.get(TAKEN_OVER_VARIABLE, "")
+    if code == options.EXIT_TAKEN_OVER and wait.isdecimal():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print(f"waiting for {wait} s before this service starts again", file=sys.stderr, flush=True)
+        time.sleep(int(wait))
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (2 for an error that the user can correct)."""
     if sys.stdout is None or sys.stderr is None:
@@ -104,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = int(args.run(args))
         sys.stdout.flush()  # inside the try, so that its errors are reported
-        return code
+        return _wait_taken_over(code)
     except HarEdgeError as error:
         say("error: " + escape(str(error), keep="\n\t"), 7, sys.stderr)
         return 2

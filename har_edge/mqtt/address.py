@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from har_edge.errors import ConfigError
 
+_log = logging.getLogger(__name__)
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 USERNAME_VARIABLE = "HAR_EDGE_USERNAME"
 PASSWORD_VARIABLE = "HAR_EDGE_PASSWORD"
@@ -80,12 +83,15 @@ def read_address(
     if not tls and (ca_file or cert_file or key_file):
         raise ConfigError(f"certificates came for {url!r}, which is not encrypted; use mqtts://")
     username = username or parts.username or os.environ.get(USERNAME_VARIABLE)
+    password = _password(password_file)
+    if password is not None and not tls and not _is_here(parts.hostname):
+        _warn(f"the password for {parts.hostname} travels unencrypted, for all in the network to read; use mqtts://")
     return Address(
         parts.hostname,
         port or PORTS[parts.scheme],
         tls,
         username,
-        _password(password_file),
+        password,
         ca_file,
         cert_file,
         key_file,
@@ -107,10 +113,21 @@ def neighbour_address(central: Address, url: str) -> Address:
     return same if same.tls else replace(same, ca_file=None, cert_file=None, key_file=None)
 
 
+def _is_here(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+@lru_cache(maxsize=64)  # an address is read for each connection
+def _warn(text: str) -> None:
+    _log.warning("%s", text)
+
+
 def _password(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(PASSWORD_VARIABLE)
     try:
+        if file.stat().st_mode & 0o004:
+            _warn(f"the password file {file} may be read by everybody on this machine: `chmod 600 {file}`")
         return file.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the password file {file}: {error}; give a text file with one line") from None

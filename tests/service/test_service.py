@@ -72,9 +72,14 @@ def test_the_manager_of_a_user_understands_each_unit(tmp_path: Path, role: Servi
 
 
 @pytest.mark.parametrize("role", ServiceRole)
-def test_a_unit_restarts_but_not_when_it_was_taken_over(role: ServiceRole) -> None:
+def test_a_unit_restarts_and_waits_where_it_was_taken_over(role: ServiceRole) -> None:
     text = render_unit(Service(role), ["/opt/har-edge", role.value], ENVIRONMENT)
-    for line in ("Restart=on-failure", "RestartPreventExitStatus=3", "DynamicUser=yes", "ProtectSystem=strict"):
+    for line in (
+        "Restart=on-failure",
+        "Environment=HAR_EDGE_TAKEN_OVER_WAIT=300",
+        "DynamicUser=yes",
+        "ProtectSystem=strict",
+    ):
         assert line in text.splitlines()
     assert f"ExecStart=/opt/har-edge {role.value}" in text and f"EnvironmentFile={ENVIRONMENT}" in text
     assert "@EXEC" not in text and "@USER" not in text and "@ENV" not in text

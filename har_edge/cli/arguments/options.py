@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from har_edge.protocol.status import SliceInfo
     from har_edge.runtime.status_publisher import Identity
     from har_edge.runtime.stop import Stop
+    from har_edge.trust.credentials import ClientCredentials
 
 EXIT_TAKEN_OVER = 3
 DEFAULT_MODEL = "bottleneck"
@@ -33,6 +35,7 @@ MODEL_HELP = "the .tflite file, or the name of a shipped model (bottleneck, floa
 EXIT_INTERRUPTED = 130
 DEFAULT_CONFIG = Path("pipeline.toml")
 BROKER_VARIABLE = "HAR_EDGE_BROKER"
+CREDENTIALS_VARIABLE = "HAR_EDGE_CREDENTIALS"
 SYNTHETIC_SUBJECTS = ("subject7", "subject8")
 
 
@@ -74,6 +77,11 @@ def add_broker(
     )
     group.add_argument(
         "--key-file", metavar="FILE", help="PEM file with this client's key (default: $HAR_EDGE_KEY_FILE)"
+    )
+    group.add_argument(
+        "--credentials",
+        metavar="FOLDER",
+        help="folder of `har-edge credentials add`, instead of all of these (default: $HAR_EDGE_CREDENTIALS)",
     )
     client, protocol = "MQTT client (default: auto)", "MQTT version (default: 5)"
     if not clients:
@@ -222,11 +230,10 @@ def reach(
 ) -> PollableBus:
     """Open the bus for the options; `settings` fills in what they leave open, with files relative to `folder`."""
     from har_edge.config.pipeline_config import BrokerConfig
-    from har_edge.mqtt.connect import open_bus
 
     settings = settings or BrokerConfig()
     address = find_address(args, settings, folder or Path())
-    return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
+    return reach_address(args, address, session, settings)
 
 
 def reach_address(
@@ -236,14 +243,48 @@ def reach_address(
     from har_edge.config.pipeline_config import BrokerConfig
     from har_edge.mqtt.connect import open_bus
 
-    settings = settings or BrokerConfig()
+    settings, given = settings or BrokerConfig(), find_credentials(args)
+    if given is not None:
+        from har_edge.trust.credentials import secret_id
+
+        session = replace(session, client_id=secret_id(session.client_id, given.secret))
     return open_bus(address, session, chosen_client(args, settings), chosen_protocol(args, settings))
+
+
+def find_credentials(args: argparse.Namespace) -> ClientCredentials | None:
+    """Return the credentials of this device, where a folder of them is named."""
+    folder = credentials_folder(args)
+    if folder is None:
+        return None
+    from har_edge.trust.credentials import read_client
+
+    return read_client(folder)
+
+
+def credentials_folder(args: argparse.Namespace) -> Path | None:
+    """Return the folder of the credentials of this device; None where there is none for the broker of the options."""
+    if getattr(args, "credentials", None):
+        return Path(args.credentials)
+    named, url = os.environ.get(CREDENTIALS_VARIABLE), args.broker or os.environ.get(BROKER_VARIABLE)
+    # Those of the environment belong to an encrypted broker, not to one that a command starts for its own processes.
+    return Path(named) if named and (not url or url.startswith("mqtts:")) else None
+
+
+def own_name(args: argparse.Namespace, role: str) -> str:
+    """Return the name that the credentials of this device give it, where they are for this role; empty otherwise."""
+    given = find_credentials(args)
+    return given.username if given is not None and given.role == role else ""
 
 
 def find_address(args: argparse.Namespace, settings: BrokerConfig, folder: Path) -> Address:
     """Return the broker's address and credentials; see `reach`."""
     from har_edge.mqtt.address import read_address
 
+    given = find_credentials(args)
+    if given is not None:
+        authority = (credentials_folder(args) or Path()) / "ca.crt"
+        found = read_address(args.broker or given.url, username=given.username, ca_file=authority)
+        return replace(found, password=given.password)
     url = args.broker or os.environ.get(BROKER_VARIABLE) or settings.url
 
     def choose(name: str) -> Path | None:

@@ -13,15 +13,14 @@ from har_edge.cli.console import say
 from har_edge.errors import BrokerError, ConfigError
 
 WAIT_S = 0.2
-DEFAULT_PORT = 1883
+DEFAULT_PORT, SECURE_PORT = 1883, 8883
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 HELP = "run an MQTT broker: Mosquitto, or the embedded one"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", type=values.host, default="127.0.0.1", help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)"
-    )
-    parser.add_argument("--port", type=values.port, default=DEFAULT_PORT, help="port to listen on (default: 1883)")
+    parser.add_argument("--host", type=values.host, help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
+    parser.add_argument("--port", type=values.port, help="port to listen on (default: 1883)")
     parser.add_argument(
         "--config",
         type=Path,
@@ -42,6 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder of slices: give Mosquitto at least the memory that a plan with them needs",
     )
     parser.add_argument(
+        "--secure",
+        action="store_true",
+        help="want TLS and the users of `har-edge credentials`, on port 8883 and all addresses unless said otherwise",
+    )
+    parser.add_argument(
+        "--credentials", type=Path, metavar="DIR", help="with --secure, folder of `har-edge credentials --folder`"
+    )
+    parser.add_argument(
         "--embedded", action="store_true", help="run the broker of har_edge instead, which keeps all in memory"
     )
 
@@ -53,6 +60,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.embedded and args.config:
         raise ConfigError("--config is Mosquitto's; leave it away with --embedded")
+    if args.credentials and not args.secure:
+        raise ConfigError("--credentials came without --secure; expected both")
+    if args.secure:
+        secure(args)
+    args.host, args.port = args.host or "127.0.0.1", args.port or DEFAULT_PORT
     if args.embedded and args.slices:
         raise ConfigError("--slices sets a limit of Mosquitto; leave it away with --embedded, whose bounds are fixed")
     memory_bytes = plan_bytes(args.slices) if args.slices else 0
@@ -78,6 +90,11 @@ def run(args: argparse.Namespace) -> int:
     say(f"{broker.description} listens on {args.host}:{args.port}; stop it with Ctrl-C")
     if args.embedded:
         say(LIMITS)
+    if args.host not in LOOPBACK and is_open(args):
+        say(
+            "anybody in this network may connect, read windows and results, and publish a plan: it has no users; "
+            "`har-edge credentials add` and `har-edge broker --secure` give it some"
+        )
     try:
         while not stop.asked:
             broker.check()
@@ -101,6 +118,27 @@ def plan_bytes(folder: Path) -> int:
     except OSError as error:
         raise ConfigError(f"cannot read a slice of {folder}: {error}; make them again with `har-edge slice`") from None
     return broker_bytes(manifest, size, UNDER_WAY_BYTES)
+
+
+def secure(args: argparse.Namespace) -> None:
+    """Settle the options of a broker with TLS and users. Raises ConfigError where others are against it."""
+    from har_edge.cli.commands.credentials import default_folder
+    from har_edge.trust.credentials import open_credentials
+
+    if args.embedded or args.config:
+        raise ConfigError("--secure came with --embedded or --config; expected it alone: it makes its configuration")
+    args.config = open_credentials(args.credentials or default_folder(), None, "").config()
+    args.host, args.port = args.host or "0.0.0.0", args.port or SECURE_PORT
+
+
+def is_open(args: argparse.Namespace) -> bool:
+    """Return whether a broker takes clients without a user, by its configuration."""
+    if args.embedded:
+        return True
+    from har_edge.files import read_text
+
+    lines = read_text(find_config(args.config or Path("mosquitto.conf"))).splitlines()
+    return any(line.split()[:2] == ["allow_anonymous", "true"] for line in lines)
 
 
 def find_config(path: Path) -> Path:

@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sandbox:
         say(describe_sandbox())
     stop, topics = Stop().catch_signals(), Topics(args.base, args.pipeline)
-    name = check_node_name(args.name or host_name())
+    name = check_node_name(args.name or options.own_name(args, ROLE) or host_name())
     store = Store(args.cache or default_folder(), args.cache_bytes or LIMIT_BYTES)
     max_bytes = min(MAX_BYTES, read_memory() // 4)
     broker = carried_broker(args, name)

@@ -164,6 +164,11 @@ def _variables(args: argparse.Namespace) -> dict[str, str]:
 
     if args.role == "broker":
         return {}
+    folder = options.credentials_folder(args)
+    if folder is not None:
+        options.find_credentials(args)
+        broker = {options.BROKER_VARIABLE: args.broker} if args.broker else {}
+        return {options.CREDENTIALS_VARIABLE: str(folder.absolute()), **broker}
     files = _files(args)
     found = {
         options.BROKER_VARIABLE: args.broker or os.environ.get(options.BROKER_VARIABLE) or "mqtt://127.0.0.1:1883",

@@ -372,7 +372,8 @@ class NativeBus:
                         "check what its access list permits this user"
                     )
         elif isinstance(packet, mqtt5.DisconnectPacket):
-            if packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER:
+            taken = packet.reason_code == mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER
+            if taken and self._session.lease is None:  # else the lease says whether whoever took it may have it
                 raise TakenOver(self._session.client_id)
             raise _ConnectionLost(f"it disconnected this client: {reason_text(packet.reason_code)}")
 

@@ -428,7 +428,7 @@ class PahoBus:
         return False
 
     def _on_disconnect(self, _client: mqtt.Client, _user: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
-        if code.value == _TAKEN_OVER:
+        if code.value == _TAKEN_OVER and self._session.lease is None:  # else the lease says whether that may be
             self._accepted = False
             self._failure = TakenOver(self._session.client_id)
         elif self._accepted:
