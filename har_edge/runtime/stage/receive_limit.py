@@ -10,8 +10,11 @@ from har_edge.runtime.stage.window import PartialWindow
 
 _log = logging.getLogger(__name__)
 # When so many messages cannot be acknowledged for want of parts, and nothing comes for so long, the broker may be
-# waiting for that. If it was, something comes at once when they are released; then so many are never held again.
+# waiting for that. If it was, something comes at once when they are released; then so many are not held again for a
+# while. Another device that is slow may have sent just then, too: so it is forgotten, and found out anew, each time to
+# be trusted for twice as long.
 STARVED_S = 1.0
+TRUSTED_S, TRUSTED_MOST_S = 10.0, 3600.0
 STARVED_LEAST = 8
 AT_ONCE_S = 0.3
 
@@ -27,13 +30,18 @@ class ReceiveLimit:
         self._join = join
         # When a message came last; when parts were last released because none came, and how many messages that freed.
         self._came, self._released_at, self._freed = math.inf, -math.inf, 0
+        self._trusted_s, self._forget_at = TRUSTED_S, math.inf
 
     def note(self, came: float) -> None:
         """Note that a message came at this time (monotonic seconds)."""
         self._came = came
         if self._freed and came - self._released_at < AT_ONCE_S:
             self._join.hold = max(1, self._freed // 2)
+            self._forget_at = came + self._trusted_s
+            self._trusted_s = min(2 * self._trusted_s, TRUSTED_MOST_S)
             _log.info("the broker holds messages back while %d are unacknowledged; parts are put aside", self._freed)
+        elif came >= self._forget_at:
+            self._join.hold, self._forget_at = None, math.inf
         self._freed = 0
 
     def is_quiet(self, until: float) -> bool:

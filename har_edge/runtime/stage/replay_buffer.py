@@ -16,6 +16,7 @@ from har_edge.runtime.stage.window import Key, PartialWindow, Slot
 # outputs; more outputs would leave the processor's cache.
 LEAST_WINDOW_BYTES = 4096
 LEAST_OUTPUT_BYTES = 1024
+MOST_BEGUN = 2  # windows that keep what a shard computed of them; others are computed again
 
 
 @dataclass(slots=True)
@@ -31,7 +32,8 @@ class Shelved:
 class ReplayBuffer:
     """Keeps the parts of the windows that were released last, as far as they fit into `most_bytes`.
 
-    Beyond that, the share that holds most loses its oldest window.
+    Beyond that, the share that holds most loses its oldest window. The last MOST_BEGUN keep what a shard has computed
+    of them: it goes on from there when a part comes, however often a window is released.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -40,6 +42,7 @@ class ReplayBuffer:
         # The bytes of each share, and its windows, the oldest first.
         self._held: dict[str, int] = {}
         self._of_share: dict[str, dict[Slot, None]] = {}
+        self._begun: list[Slot] = []
 
     def __bool__(self) -> bool:
         """Whether any window is kept."""
@@ -64,7 +67,16 @@ class ReplayBuffer:
         while self._bytes > self._most_bytes:
             largest = max(self._held, key=self._held.__getitem__)
             gone.append(self._drop(next(iter(self._of_share[largest]))).window)
+        self._limit_begun(window)
         return gone
+
+    def _limit_begun(self, window: PartialWindow) -> None:
+        if window.progress is None:
+            return
+        begun = [*(slot for slot in self._begun if slot != window.slot and slot in self._shelved), window.slot]
+        for slot in begun[:-MOST_BEGUN]:
+            self._shelved[slot].window.progress = None
+        self._begun = begun[-MOST_BEGUN:]
 
     def take(self, slot: Slot) -> Shelved | None:
         """Return, and forget, the window of this stream, number and batch, if it is kept."""

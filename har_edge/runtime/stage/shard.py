@@ -24,7 +24,7 @@ class ShardStage(Stage):
 
     `handle` takes messages in and computes nothing; `step` runs one step, so that what it gives leaves before the next
     one. The deliveries of a window are acknowledged when all steps are run and all messages are safe. A window that
-    goes to the replay buffer loses what was computed of it, but for what others need, and is computed again.
+    goes to the replay buffer keeps what was computed of it, unless others went there after it (replay_buffer.py).
 
     Shards of the same operators send to each other, so a repetition must not call for another one without end: only
     parts that the first step takes make a shard publish again, and first steps never wait for each other in a circle.
@@ -237,6 +237,16 @@ class ShardStage(Stage):
         if self._replay:
             self._unshelve(key, message, parts, came)
         return []
+
+    def _unshelve(self, key: tuple[str, int], message: wire.Message, parts: Mapping[str, Array], came: float) -> None:
+        """Let what is kept of a window wait again; it is computed again where what the first step takes came again.
+
+        Who sends that anew misses an answer, so another shard may lack what this one has sent.
+        """
+        super()._unshelve(key, message, parts, came)
+        window = self._join.find((*key, message.count))
+        if window is not None and not self._program.roots.isdisjoint(parts):
+            window.progress = None
 
     def _is_late(self, message: wire.Message, parts: Mapping[str, Array]) -> bool:
         """Return whether a window of the same run was run without these shares, a parity in their place."""

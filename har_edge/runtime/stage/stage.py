@@ -254,7 +254,7 @@ class Stage:
             self._unshelve(key, message, parts, came)
         return []
 
-    def _unshelve(self, key: tuple[str, int], message: wire.Message, parts: Iterable[str], came: float) -> None:
+    def _unshelve(self, key: tuple[str, int], message: wire.Message, parts: Mapping[str, Array], came: float) -> None:
         """Let what is kept of a window wait for its other parts again."""
         if self._begins_anew(message, parts):  # its windows must not be completed by parts of the last run
             for old in self._replay.take_before(message.stream, message.captured[0]):
@@ -306,7 +306,7 @@ class Stage:
     def _shelve(self, window: PartialWindow) -> None:
         message = window.message
         self.counters.shelved += message.count
-        window.deliveries, window.progress = [], None
+        window.deliveries = []
         shelved = self._join.streams.of(message.stream).shelved
         for name, captured in window.captured.items():
             if captured[0] > shelved.get(name, (0, -math.inf))[1]:

@@ -9,6 +9,7 @@ from har_edge.mqtt.bus import Delivery, Session
 from har_edge.mqtt.memory import MemoryBroker
 from har_edge.protocol import wire
 from har_edge.runtime.stage.loop import StageLoop
+from har_edge.runtime.stage.replay_buffer import MOST_BEGUN
 from har_edge.runtime.stage.shard import ShardStage
 from har_edge.runtime.stage.stage import RECENT_S
 from har_edge.runtime.stop import Stop
@@ -95,24 +96,54 @@ def test_a_piece_of_a_wrong_shape_or_of_another_plan_is_dropped_and_counted(capl
     assert len(run(stage)) == 3 and stage.counters.windows == 1
 
 
-def test_what_was_computed_of_a_window_goes_when_it_is_put_aside_and_is_computed_again():
+def test_what_was_computed_of_a_window_stays_when_it_is_put_aside():
     clock = Clock()
     stage = shard(clock, deployed=True)
     chest, arm = window("chest"), window("arm")
     stage.handle(chest)
     stage.handle(arm)
-    (border,) = stage.step()
+    stage.step()
     clock.now = 3.5
     (released,) = stage.tick()
     assert (released.topic, released.acks) == ("", (chest, arm)) and not released.partial
     assert stage.counters.shelved == 1 and not stage.ready
-    (shelved,) = stage._replay._shelved.values()
-    assert shelved.window.progress is None
     late = halo()
     stage.handle(late)
+    (made,) = [one for step in run(stage) for one in step]
+    assert made.topic == TOPICS.activation(1, "0", "p") and made.acks == (late,) and stage.counters.windows == 1
+
+
+def test_a_window_that_was_put_aside_is_computed_again_when_its_sensor_sends_it_again():
+    clock = Clock()
+    stage = shard(clock, deployed=True)
+    for one in (window("chest"), window("arm")):
+        stage.handle(one)
+    (border,) = stage.step()
+    clock.now = 3.5
+    stage.tick()
+    again = window("chest"), window("arm"), halo()
+    for one in again:
+        stage.handle(one)
     made = [one for step in run(stage) for one in step]
     assert [one.topic for one in made] == [border.topic, TOPICS.activation(1, "0", "p")]
-    assert made[0].payload == border.payload and made[1].acks == (late,) and stage.counters.windows == 1
+    assert made[0].payload == border.payload and made[1].acks == again and stage.counters.windows == 1
+
+
+def test_only_the_windows_put_aside_last_keep_what_was_computed_of_them():
+    clock = Clock()
+    stage = shard(clock, deployed=True)
+    for seq in range(MOST_BEGUN + 1):
+        stage.handle(window("chest", seq))
+        stage.handle(window("arm", seq))
+        stage.step()
+    clock.now = 3.5
+    stage.tick()
+    kept = [one.window.progress is not None for one in stage._replay._shelved.values()]
+    assert kept == [False] + MOST_BEGUN * [True]
+    for seq in range(MOST_BEGUN + 1):
+        stage.handle(halo(seq))
+    made = [one for step in run(stage) for one in step]
+    assert len(made) == MOST_BEGUN + 2 and stage.counters.windows == MOST_BEGUN + 1
 
 
 def test_a_window_that_is_put_aside_before_its_border_was_computed_sends_that_first():
