@@ -28,7 +28,7 @@ ALIGNMENT = 64  # of a tensor in the shared memory
 TRUSTED = "har-decimate-q8-zlib-restore.tflite"
 # Calls that a model has no use for: the network, files, other processes and programs. A thread is made by clone, and
 # memory by mmap, so these stay.
-# What is forked by clone stays in the process group, and ends with it.
+# A process that clone forks stays in the process group, and ends with it.
 DENIED = (
     "setsid", "setpgid", "socket", "socketpair", "connect", "bind", "listen", "accept", "accept4", "sendto",
     "sendmsg", "sendmmsg", "io_uring_setup", "open", "openat", "openat2", "creat", "execve", "execveat", "fork",

@@ -123,7 +123,7 @@ def best_split(
 def _two_blocks(costs: SplitCosts, *, border_first: bool) -> list[SplitSolution]:
     """Return rows in even shares up to a place, and all else on one device, the soonest first.
 
-    Where links are slow, the best blocks are as few, and shares gain only after local search has moved rows to the
+    The best blocks are as few if links are slow, and shares gain only after local search has moved rows to the
     device that goes on alone: the search above leaves them out before that.
     """
     simulator, found = Simulator(costs, border_first=border_first), list[SplitSolution]()

@@ -205,13 +205,11 @@ class TestNpz:
         with pytest.raises(DataError, match=r"of a shape that no array has|is no array of NumPy: cannot convert"):
             read_data(tmp_path / "a.npz")
 
-    def test_damaged_lzma_is_refused(self, tmp_path):
-        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+    @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    def test_what_no_bound_holds_for_is_refused(self, tmp_path, method):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
             archive.writestr("x.npy", np.random.default_rng(0).bytes(4000))
-        content = bytearray((tmp_path / "a.npz").read_bytes())
-        content[60:1000] = bytes(940)
-        (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(DataError, match="cannot be read: Corrupt input data"):
+        with pytest.raises(DataError, match=f"is packed by method {method}, which has no bounds; expected it stored"):
             read_data(tmp_path / "a.npz")
 
     def test_a_truncated_file_is_refused(self, tmp_path):
