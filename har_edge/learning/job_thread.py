@@ -5,12 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 from har_edge.errors import HarEdgeError
 from har_edge.mqtt.bus import TakenOver
 
 _log = logging.getLogger(__name__)
 _BACKOFF_S, _BACKOFF_CAP_S = 1.0, 30.0
+_LOOK_S = 0.2
+
+
+class Ending(Protocol):
+    """The interface that a new thread needs of the one before it."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has ended."""
 
 
 class JobThread(ABC):
@@ -19,6 +32,7 @@ class JobThread(ABC):
     def __init__(self, run: str, name: str) -> None:
         self._run_name = run
         self._stop, self._failures = threading.Event(), 0
+        self._after: Ending | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -26,8 +40,9 @@ class JobThread(ABC):
         """Whether it has not ended."""
         return self._thread.is_alive()
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, after: Ending | None = None) -> None:
+        """Begin, as soon as another one of the same run has ended: both have the same session."""
+        self._after = after
         self._thread.start()
 
     def stop(self) -> None:
@@ -43,6 +58,9 @@ class JobThread(ABC):
         """Train until the job ends, or `_stop` is set; `_failures` is 0 again once it works."""
 
     def _run(self) -> None:
+        while self._after is not None and self._after.alive and not self._stop.is_set():
+            self._after.join(_LOOK_S)
+        self._after = None
         while not self._stop.is_set():
             try:
                 self._train()

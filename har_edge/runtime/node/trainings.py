@@ -29,8 +29,8 @@ class TrainingHandle(Protocol):
     def alive(self) -> bool:
         """Whether it has not ended."""
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, after: TrainingHandle | None = None) -> None:
+        """Begin, as soon as another one of the same run has ended."""
 
     def stop(self) -> None:
         """Ask it to end."""
@@ -60,7 +60,7 @@ class Trainings:
         if not isinstance(event, TrainingEvent) or event.topic.levels[1] not in _LEVELS:
             return
         job, level = event.message, event.topic.levels[1]
-        key = event.run if level == TrainingLevel.JOB.value else f"{event.run}/{level}"
+        key = _key_of(event.run, level)
         known = self.handles.get(key)
         if known is not None and (not isinstance(job, _LEVELS[level]) or job.author != known.job.author):
             known.stop()
@@ -70,9 +70,12 @@ class Trainings:
         if len(self.handles) >= MAX_TRAININGS:
             _log.warning("training %s is left out: %d others run here already", event.run, MAX_TRAININGS)
             return
+        # It still has the session of this run while it computes, and would take it back from the new one.
+        self._ending = [one for one in self._ending if one.alive]
+        before = next((one for one in reversed(self._ending) if _key(one.job) == key), None)
         self.handles[key] = handle = self._start(job)
         _log.info("training %s begins", event.run)
-        handle.start()
+        handle.start(before)
 
     def leave(self, timeout_s: float) -> None:
         """End all trainings, and wait until they have."""
@@ -86,3 +89,11 @@ class Trainings:
             if handle.alive:
                 _log.warning("training %s did not end in time", handle.job.run)
         self._ending.clear()
+
+
+def _key_of(run: str, level: str) -> str:
+    return run if level == TrainingLevel.JOB.value else f"{run}/{level}"
+
+
+def _key(job: AnyJob) -> str:
+    return _key_of(job.run, next(level for level, kind in _LEVELS.items() if isinstance(job, kind)))

@@ -20,9 +20,11 @@ class Handle:
 
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.said, self.alive = job, list[str](), True
+        self.after: object = None
 
-    def start(self) -> None:
+    def start(self, after: object = None) -> None:
         self.said.append("start")
+        self.after = after
 
     def stop(self) -> None:
         self.said.append("stop")
@@ -60,7 +62,23 @@ def test_another_server_of_the_run_begins_it_anew() -> None:
     node.hear("r", encode_training(JOB))
     node.hear("r", encode_training(msgspec.structs.replace(JOB, author="two")))
     assert [one.said for one in node.made] == [["start", "stop"], ["start"]]
-    assert node.made[1].job.author == "two"
+    assert node.made[1].job.author == "two" and node.made[1].after is node.made[0]
+
+
+def test_a_run_begins_anew_only_when_its_last_thread_has_ended() -> None:
+    node = Node()
+    node.hear("r", encode_training(JOB))
+    node.hear("r", b"")
+    node.hear("other", encode_training(msgspec.structs.replace(JOB, run="other")))
+    node.hear("r", encode_training(msgspec.structs.replace(JOB, author="two")))
+    assert [one.after for one in node.made] == [None, None, node.made[0]]
+    node.made[2].alive = False
+    node.hear("r", b"")
+    node.hear("r", encode_training(msgspec.structs.replace(JOB, author="three")))
+    assert node.made[3].after is node.made[0]  # the only one that still computes
+    node.made[0].alive = False
+    node.hear("r", encode_training(msgspec.structs.replace(JOB, author="four")))
+    assert node.made[4].after is node.made[3]
 
 
 def test_what_is_no_job_harms_nothing_and_too_many_are_left_out() -> None:
