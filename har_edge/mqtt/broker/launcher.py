@@ -31,6 +31,8 @@ _STOP_TIMEOUT_S = 5.0
 # The most memory that a broker with a configuration of har_edge takes, as a part of what the machine has.
 _MEMORY_SHARE = 0.75
 _MEMORY = re.compile(r"^memory_limit (\d+)$", re.MULTILINE)
+_QUEUED = re.compile(r"^max_queued_bytes (\d+)$", re.MULTILINE)
+_QUEUED_SHARE = 0.75  # of the memory limit, for one client: a broker without memory cannot give what waits for it
 
 
 class RunningBroker(Protocol):
@@ -148,11 +150,13 @@ def start_mosquitto(
 
 
 def raise_memory_limit(text: str, config: Path, least_bytes: int = 0) -> str:
-    """Return a configuration of har_edge with the memory limit for this machine; anybody else's stays as it is."""
+    """Return a configuration of har_edge with the memory limits for this machine; anybody else's stays as it is."""
     if config.absolute().parent != find_folder("brokers").absolute():
         return text
     machine = int(_MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return _MEMORY.sub(lambda found: f"memory_limit {max(int(found[1]), machine, least_bytes)}", text)
+    least = max(machine, least_bytes)
+    text = _MEMORY.sub(lambda found: f"memory_limit {max(int(found[1]), least)}", text)
+    return _QUEUED.sub(lambda found: f"max_queued_bytes {max(int(found[1]), int(_QUEUED_SHARE * least))}", text)
 
 
 def named_files(text: str) -> list[tuple[str, Path]]:

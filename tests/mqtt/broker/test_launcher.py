@@ -296,4 +296,6 @@ def test_the_memory_limit_follows_from_machine_and_plan(name: str, tmp_path: Pat
     assert "\nmemory_limit 1073741824\n" in text
     assert f"\nmemory_limit {max(2**30, machine)}\n" in raise_memory_limit(text, shipped)
     assert f"\nmemory_limit {2**50}\n" in raise_memory_limit(text, shipped, 2**50)
+    assert "\nmax_queued_bytes 805306368\n" in text  # of one client: three quarters, so that the rest can be given
+    assert f"\nmax_queued_bytes {3 * 2**48}\n" in raise_memory_limit(text, shipped, 2**50)
     assert raise_memory_limit(text, tmp_path / name, 2**50) == text
