@@ -165,6 +165,8 @@ def open_standstills(
     modes.mkdir(exist_ok=True)
     pipeline, program = reference.pipeline, (sys.executable, "-c", SCRIPT, str(modes))
     variables = {CACHE: str(folder / "caches" / "others")}
+    if reference.data == "synthetic":  # sensors must not find real ones by themselves
+        variables["HAR_EDGE_DATA"] = ""
     with RecordedCluster(pipeline, environment, folder, variables=variables, program=program) as cluster:
         coordinator = ["coordinator", "--model", str(reference.model), "--stages", str(STAGES)]
         cluster.start(*coordinator, name=COORDINATOR)
