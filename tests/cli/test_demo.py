@@ -172,8 +172,13 @@ def alive(pid: int) -> bool:
 def test_a_signal_stops_everything_it_started(tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "har_edge.cli.main", "demo", "--speed", "1"]
     log = tmp_path / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=file, stderr=file)
+    # A shell lets what it starts in the background ignore SIGINT, and a child inherits that, but no handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=file, stderr=file)
+    finally:
+        signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + TIMEOUT_S
     while len(started := children(process.pid)) < 9:  # broker, three stages, three sensors, two that watch over these
         assert time.monotonic() < deadline and process.poll() is None, log.read_text()
